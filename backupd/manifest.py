@@ -1,0 +1,342 @@
+"""What a backup is made of, as frozen types, and their JSON.
+
+Hides the format's version and its checks: everything that is read from a store passes `load_manifest`, `load_index`
+or `load_note`, which refuse what is cut, hostile or of a future version before any value is used. pydantic does the
+checking (it is here for the settings anyway); a decoder of our own would be the fourth parser to keep right.
+FORMAT.md is the full text of format version 1.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
+
+from backupd.errors import VerificationFailed, VersionMismatch
+
+FORMAT = 1
+"""The format version that is written, and the newest that is read."""
+
+MANIFEST_LIMIT_BYTES = 1 << 20
+"""A manifest stays small however many tables there are; a larger one is hostile or not ours."""
+
+ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+MEMBER_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+Id = Annotated[str, Field(pattern=rf"^{ID_PATTERN.pattern}$")]
+MemberName = Annotated[str, Field(pattern=rf"^{MEMBER_PATTERN.pattern}$", max_length=200)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One database of one cluster. `system_identifier` is text: 64 bits do not survive every JSON reader."""
+
+    server: str
+    database: str
+    system_identifier: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a dump inside the archive; offset and size are those of its stored bytes."""
+
+    name: MemberName
+    offset: Count
+    size_bytes: Count
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was proven of one table: COPY lines are rows; `fingerprint` is xxh3_128 of the decoded stream, markerless.
+
+    `via_root` says that pg_restore loads it through its partition root, so that rows may land in other leaves.
+    """
+
+    schema: str
+    name: str
+    oid: Count
+    member: MemberName
+    rows: Count
+    raw_bytes: Count
+    fingerprint: Fingerprint
+    copy_statement: str
+    via_root: bool = False
+
+
+@dataclass(frozen=True)
+class SkippedTable:
+    """A table of the source without rows in the archive, and why (filtered, owned by an extension...)."""
+
+    schema: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A sequence's value as pg_dump wrote it (sequences are not transactional)."""
+
+    schema: str
+    name: str
+    last_value: int
+    is_called: bool
+
+
+@dataclass(frozen=True)
+class LargeObject:
+    """One large object's size and xxh3_128."""
+
+    oid: Count
+    raw_bytes: Count
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class Extension:
+    """An installed extension."""
+
+    name: str
+    version: str
+    schema: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One ALTER DATABASE ... SET (`role` empty) or ALTER ROLE ... IN DATABASE ... SET."""
+
+    role: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One privilege on the database; `role` is empty for PUBLIC."""
+
+    role: str
+    privilege: str
+    grantable: bool
+
+
+@dataclass(frozen=True)
+class DatabaseProperties:
+    """What makes an equal, empty database. `locale_provider` is pg_database's letter; no `grants` are the default."""
+
+    owner: str
+    encoding: str
+    locale_provider: str
+    collate: str
+    ctype: str
+    locale: str | None = None
+    icu_rules: str | None = None
+    comment: str | None = None
+    connection_limit: int = -1
+    settings: tuple[Setting, ...] = ()
+    grants: tuple[Grant, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a restore must bring back."""
+
+    database: DatabaseProperties
+    tables: tuple[Table, ...] = ()
+    skipped: tuple[SkippedTable, ...] = ()
+    sequences: tuple[Sequence, ...] = ()
+    large_objects: tuple[LargeObject, ...] = ()
+    extensions: tuple[Extension, ...] = ()
+    roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Index:
+    """The last member of an archive: where every other one is, and the contract."""
+
+    format: int
+    id: Id
+    members: tuple[Member, ...]
+    contract: Contract
+
+
+@dataclass(frozen=True)
+class Filter:
+    """The patterns of a filtered backup, as they were set."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the contract, so that `list` needs no index."""
+
+    tables: Count
+    rows: Count
+    raw_bytes: Count
+    large_objects: Count
+    members: Count
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The small JSON whose existence makes a backup exist. Times are aware and UTC.
+
+    `rewrite_check` is `done` or why it was not; `suspect` is why the backup is not trusted, decided before publication.
+    """
+
+    format: int
+    id: Id
+    backupd_version: str
+    source: Source
+    server_version: str
+    server_version_num: int
+    client_version: str
+    standby: bool
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+    database_bytes: Count
+    archive_bytes: Count
+    archive_sha256: Sha256
+    index_offset: Count
+    index_bytes: Count
+    index_sha256: Sha256
+    totals: Totals
+    compression: str
+    jobs: int
+    rewrite_check: str = "done"
+    filter: Filter | None = None
+    suspect: str | None = None
+    recipients: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+NoteKind = Literal["verified", "drilled", "pinned", "adopted", "retired", "confirmed"]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A later fact about a backup, beside it and immutable too; of one kind the highest `number` counts.
+
+    `ok` is the fact's yes or no (verified and found good, pinned or unpinned); `facts` are its plain values.
+    """
+
+    kind: NoteKind
+    number: Count
+    at: AwareDatetime
+    ok: bool
+    facts: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Backup:
+    """An archive and its manifest, with the notes that count (the newest of each kind)."""
+
+    manifest: Manifest
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The manifest's id: UTC time of the run's start and eight hex digits."""
+        return self.manifest.id
+
+    @property
+    def source(self) -> Source:
+        """The manifest's source; after `adopt`, with the identity that took it over."""
+        source = self.manifest.source
+        adopted = self.note("adopted")
+        if adopted is None or not adopted.ok:
+            return source
+        return Source(source.server, source.database, str(adopted.facts.get("system_identifier", "")))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether retention must leave it alone."""
+        pinned = self.note("pinned")
+        return pinned is not None and pinned.ok
+
+    @property
+    def suspect(self) -> str | None:
+        """Why it is not to be trusted: a failed verify or drill, or what its manifest says until it is confirmed."""
+        for note in (self.note("verified"), self.note("drilled")):
+            if note is not None and not note.ok:
+                return f"{note.kind} failed: {note.facts.get('error', 'no reason was recorded')}"
+        confirmed = self.note("confirmed")
+        return None if confirmed is not None and confirmed.ok else self.manifest.suspect
+
+    def note(self, kind: NoteKind) -> Note | None:
+        """The note of that kind that counts."""
+        return max((note for note in self.notes if note.kind == kind), key=lambda note: note.number, default=None)
+
+
+_T = TypeVar("_T")
+
+_MANIFEST = TypeAdapter(Manifest)
+_INDEX = TypeAdapter(Index)
+_NOTE = TypeAdapter(Note)
+
+
+def to_json(value: Manifest | Index | Note) -> bytes:
+    """The value as JSON text, one line."""
+    adapters: Mapping[type, TypeAdapter[Any]] = {Manifest: _MANIFEST, Index: _INDEX, Note: _NOTE}
+    return adapters[type(value)].dump_json(value) + b"\n"
+
+
+def load_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in `data`, read from `where` (for messages).
+
+    Raises VersionMismatch for a future format version, VerificationFailed for anything else that is not a manifest.
+    """
+    if len(data) > MANIFEST_LIMIT_BYTES:
+        message = f"manifest {where} is larger than {MANIFEST_LIMIT_BYTES} bytes"
+        raise VerificationFailed(message, hint=_DAMAGED_HINT)
+    _refuse_future(data, "manifest", where)
+    return _load(_MANIFEST, data, "manifest", where)
+
+
+def load_index(data: bytes, where: str) -> Index:
+    """The index in `data` (decompressed). Raises as `load_manifest`."""
+    _refuse_future(data, "index", where)
+    return _load(_INDEX, data, "index", where)
+
+
+def load_note(data: bytes, where: str) -> Note:
+    """The note in `data`. Raises VerificationFailed where it is none."""
+    return _load(_NOTE, data, "note", where)
+
+
+_DAMAGED_HINT = "Leave it where it is for inspection; `backupd list` shows the backups that can be read."
+
+
+def _load(adapter: TypeAdapter[_T], data: bytes, name: str, where: str) -> _T:
+    try:
+        return adapter.validate_json(data, strict=True)
+    except ValidationError as exc:
+        raise _damaged(name, where, exc) from None
+
+
+@dataclass(frozen=True)
+class _Version:
+    format: int
+
+
+def _refuse_future(data: bytes, name: str, where: str) -> None:
+    try:
+        version = TypeAdapter(_Version).validate_json(data, strict=True).format
+    except ValidationError as exc:
+        raise _damaged(name, where, exc) from None
+    if version > FORMAT:
+        raise VersionMismatch(
+            f"{name} {where} has format version {version}, this backupd reads up to {FORMAT}",
+            hint="Use the backupd that wrote it, or a newer one; tar and pg_restore read the archive without backupd.",
+        )
+
+
+def _damaged(name: str, where: str, exc: ValidationError) -> VerificationFailed:
+    first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the document"
+    return VerificationFailed(f"{name} {where} is damaged", detail=f"At {place}: {first['msg']}.", hint=_DAMAGED_HINT)
