@@ -1,0 +1,140 @@
+"""The log: events with keys on stderr, for a terminal or as JSON lines, and never a secret in them.
+
+Hides structlog's set-up, what a secret looks like, and that libraries log on their own ways (their warnings pass here
+too). Everything that is logged becomes text, and every text is scrubbed last, tracebacks and children's words included:
+known secrets wherever they stand, and what has the form of one. A secret of fewer than four characters is masked
+only by its form (`password=abc`): masking it everywhere would garble every line, and show by that what it is.
+
+Not logging's own formatting, whose events are prose. rich stays unimported, which saves 70 ms of CPU a start, and its
+tracebacks would show local variables.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, TextIO, cast
+from urllib.parse import quote
+
+if "rich" not in sys.modules:
+    sys.modules["rich"] = cast(Any, None)  # structlog takes what it can import, and this says that it cannot
+    try:
+        import structlog
+    finally:
+        del sys.modules["rich"]
+else:
+    import structlog
+
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+MASK = "***"
+
+_SHORTEST_SECRET = 4
+_CONTROLS = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0)) if chr(number) not in "\n\t"}
+_SECRET_KEY = re.compile(r"(password|passphrase|secret|secret_?access_?key|(session|security)_?token)$", re.I)
+_QUOTED = r"""'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.)*\""""
+_NAMES = r"(?:password|passwd|passphrase|secret[_-]?(?:access[_-]?)?key|(?:session|security)[_-]?token|signature)"
+_FORMS = (
+    (re.compile(r"(://[^\s/@:]*:)[^\s'\"<>]{1,500}@"), rf"\1{MASK}@"),  # the password of a URI
+    (re.compile(rf"({_NAMES}['\"]?\s*=\s*)(?:{_QUOTED}|[^\s,;&'\"]+)", re.I), rf"\1{MASK}"),  # conninfo, environment
+    (re.compile(rf"({_NAMES}['\"]?\s*:\s*|\bpassword\s+)(?:{_QUOTED})", re.I), rf"\1{MASK}"),  # JSON, SQL
+    (re.compile(rf"(<({_NAMES})>)[^<]*", re.I), rf"\1{MASK}"),  # XML answers of S3
+    (re.compile(r"AGE-SECRET-KEY-1[0-9A-Z]+", re.I), MASK),
+)
+_CHILD_LEVELS = ((" error: ", "error"), (" fatal: ", "error"), (" warning: ", "warning"))
+
+
+def configure(
+    level: Literal["debug", "info", "warning", "error"],
+    style: Literal["console", "json", "auto"],
+    secrets: Sequence[str],
+    stream: TextIO,
+    color: bool = True,
+) -> None:
+    """Sets up the log of this process; `auto` is the console on a terminal and JSON elsewhere."""
+    console = style == "console" or (style == "auto" and stream.isatty())
+    renderer: Processor = structlog.processors.JSONRenderer()
+    if console:
+        formatter = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(colors=color and stream.isatty(), exception_formatter=formatter)
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _Scrubber(secrets),
+    ]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        cache_logger_on_first_use=False,
+    )
+    _adopt_libraries(shared, renderer, stream)
+
+
+def get_logger() -> FilteringBoundLogger:
+    """A logger; `bind` it to what all its events are about."""
+    return cast(FilteringBoundLogger, structlog.get_logger())
+
+
+def child_stderr(tool: str, line: str) -> None:
+    """Logs one line that a child wrote to stderr, as bad as PostgreSQL's programs say it is."""
+    level = next((level for sign, level in _CHILD_LEVELS if sign in line), "info")
+    if line.strip():
+        get_logger().log(logging.getLevelName(level.upper()), "child.stderr", tool=tool, line=line.strip())
+
+
+def scrub(text: str, secrets: Sequence[str] = ()) -> str:
+    """The text with known secrets and what has the form of one masked."""
+    known = _pattern(tuple(secrets))
+    text = known.sub(MASK, text) if known else text
+    for form, replacement in _FORMS:
+        text = form.sub(replacement, text)
+    return text
+
+
+@lru_cache(maxsize=8)
+def _pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
+    """The long enough secrets, as they are and as URLs and Python's repr write them; the longest first."""
+    long = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
+    written = {form for secret in long for form in (secret, quote(secret, safe=""), repr(secret)[1:-1])}
+    return re.compile("|".join(map(re.escape, sorted(written, key=len, reverse=True)))) if written else None
+
+
+class _Scrubber:
+    """The last processor before the renderer: all values become plain, scrubbed, without control characters."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._secrets = tuple(secrets)
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        return {key: self._value(key, value) for key, value in event.items()}
+
+    def _value(self, key: str, value: object) -> object:
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, Mapping):
+            return {self._text(name): self._value(str(name), inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._value(key, inner) for inner in value]
+        return MASK if _SECRET_KEY.search(key) else self._text(value)
+
+    def _text(self, value: object) -> str:
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return scrub(text, self._secrets).translate(_CONTROLS)
+
+
+def _adopt_libraries(shared: Sequence[Processor], renderer: Processor, stream: TextIO) -> None:
+    """Gives libraries' warnings the same form; never less than warnings: botocore's debug log has credentials."""
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+    )
+    handler = logging.StreamHandler(stream)
+    handler.name = "backupd"
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [*(other for other in root.handlers if other.name != handler.name), handler]
+    root.setLevel(logging.WARNING)

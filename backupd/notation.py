@@ -1,0 +1,131 @@
+"""How settings are written: durations, lists, folders, URLs, compressions; text in, value out.
+
+Each function takes the text of a variable or flag and returns its value, or raises ValueError with a reason that goes
+on where the name ends: "should be a duration such as 60s, 36h or 7d". The text is never part of the reason, since it
+may be a secret in the wrong place.
+
+Not pydantic's own types: its durations are ISO 8601 (`P7D`), its URLs change what they are given, and its reasons
+speak of strings and inputs.
+"""
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+from zoneinfo import ZoneInfo
+
+STORE_URL_REASON = "should be file:///absolute/folder or s3://bucket/prefix"
+LABEL_LIMIT_BYTES = 100
+
+_ENDPOINT_REASON = "should be http:// or https:// with a host, and have no user, query or fragment"
+_UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_duration(text: str) -> timedelta:
+    """A duration such as `36h`, `7d` or `1d12h`; none at all is refused, since to libpq it means for ever."""
+    if not re.fullmatch(r"([0-9]{1,6}(s|min|m|h|d|w))+", text):
+        raise ValueError("should be a duration such as 60s, 36h or 7d")
+    parts = re.findall(r"([0-9]+)([a-z]+)", text)
+    duration = sum((timedelta(**{_UNITS[unit]: int(count)}) for count, unit in parts), timedelta())
+    if not duration:
+        raise ValueError("should be a duration longer than none")
+    return duration
+
+
+def parse_list(text: str) -> tuple[str, ...]:
+    """Names or patterns, separated by commas."""
+    items = tuple(item.strip() for item in text.split(","))
+    if not all(items):
+        raise ValueError("should have a name before and after each comma")
+    return items
+
+
+def parse_table_patterns(text: str) -> tuple[str, ...]:
+    """Patterns of tables with their schema, separated by commas."""
+    patterns = parse_list(text)
+    if not all("." in pattern for pattern in patterns):
+        raise ValueError("should be patterns such as schema.table or schema.*, separated by commas")
+    return patterns
+
+
+def parse_folder(text: str) -> Path:
+    """An absolute folder, which need not exist."""
+    if not Path(text).is_absolute():
+        raise ValueError("should be an absolute folder")
+    return Path(text)
+
+
+def parse_folders(text: str) -> tuple[Path, ...]:
+    """Absolute folders, separated as in PATH."""
+    try:
+        return tuple(parse_folder(folder) for folder in text.split(os.pathsep))
+    except ValueError:
+        raise ValueError(f"should be absolute folders, separated by {os.pathsep!r}") from None
+
+
+def parse_jobs(text: str) -> int | str:
+    """A number of jobs, or `auto`."""
+    if text != "auto" and not re.fullmatch("[1-9][0-9]{0,2}", text):
+        raise ValueError("should be auto or a number from 1 to 999")
+    return text if text == "auto" else int(text)
+
+
+def check_host(text: str) -> str:
+    """A host as libpq takes it, not a connection string (whose password would end up in messages)."""
+    if "://" in text or "=" in text:
+        raise ValueError("should be a host name or a socket's folder, not a connection string")
+    return text
+
+
+def check_label(text: str) -> str:
+    """A server's label; the slash separates it from the database in `prod/app@latest`."""
+    if len(text.encode()) > LABEL_LIMIT_BYTES:
+        raise ValueError(f"should have at most {LABEL_LIMIT_BYTES} bytes")
+    if "/" in text or not text.isprintable():
+        raise ValueError("should be printable and have no slash")
+    return text
+
+
+def check_time_zone(text: str) -> str:
+    """An IANA name of a time zone."""
+    try:
+        return text if text == "UTC" else ZoneInfo(text).key  # a small system may lack the time zone database
+    except (KeyError, ValueError, OSError):
+        raise ValueError("should be a time zone such as UTC or Europe/Berlin") from None
+
+
+def check_compression(text: str) -> str:
+    """A compression that both pg_dump and our decoder know."""
+    if not re.fullmatch(r"zstd:([1-9]|1[0-9])|gzip:[1-9]", text):
+        raise ValueError("should be zstd:1 to zstd:19 or gzip:1 to gzip:9")
+    return text
+
+
+def check_store_url(text: str) -> str:
+    """A store's URL."""
+    parts = _split(text, STORE_URL_REASON)
+    local = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
+    s3 = parts.scheme == "s3" and re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{1,254}", parts.netloc)
+    if not (local or s3):
+        raise ValueError(STORE_URL_REASON)
+    return text
+
+
+def check_endpoint_url(text: str) -> str:
+    """The URL of an S3 service."""
+    parts = _split(text, _ENDPOINT_REASON)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError(_ENDPOINT_REASON)
+    return text
+
+
+def _split(text: str, reason: str) -> SplitResult:
+    try:
+        parts = urlsplit(text)
+        valid = parts.port is None or parts.port > 0  # reading it is what checks it
+    except ValueError:
+        raise ValueError(reason) from None
+    if not valid or "?" in text or "#" in text or " " in text or not text.isprintable():
+        raise ValueError(reason)
+    return parts

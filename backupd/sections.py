@@ -1,0 +1,238 @@
+"""Every setting there is: its section and field, its type, default and description; the README's table comes from here.
+
+A section is one flat model, and its variables are `BACKUPD_<section>__<FIELD>`; `STORE__S3` is a section like any
+other, so that nothing below needs to recurse. The flags that a Job may set as variables are listed too: they are read
+by `cli`, but a misspelt one must be found as any other.
+
+Pure: `settings` reads the environment and makes values of the sections.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
+
+from backupd.connection import can_be_in_passfile
+from backupd.notation import (
+    check_compression,
+    check_endpoint_url,
+    check_host,
+    check_label,
+    check_store_url,
+    check_time_zone,
+    parse_duration,
+    parse_folder,
+    parse_folders,
+    parse_jobs,
+    parse_list,
+    parse_table_patterns,
+)
+from backupd.retention import Policy, written
+
+PREFIX = "BACKUPD_"
+
+RUN_VARIABLES: Mapping[str, str] = {
+    "BACKUPD_COMMAND": "the verb to run where no arguments are given, such as `restore`",
+    "BACKUPD_BACKUP_DATABASES": "`backup`: the databases, separated by commas, instead of the source's",
+    "BACKUPD_BACKUP_WAIT": "`backup --wait`: how long to wait for another run to end",
+    "BACKUPD_RESTORE_BACKUP": "`restore`: the backup, by id or as `app@latest`",
+    "BACKUPD_RESTORE_AS": "`restore --as`: the name of a new database",
+    "BACKUPD_RESTORE_INTO": "`restore --into`: an existing, empty database",
+    "BACKUPD_RESTORE_KEEP": "`restore --keep`: keep what was restored even where it did not prove equal",
+    "BACKUPD_RESTORE_JOBS": "`restore --jobs`: how many connections pg_restore uses",
+    "BACKUPD_CHECK_MAX_AGE": "`check --max-age`: how old the newest backup may be",
+}
+"""Variables that set a flag of one run, for Jobs that are made from a template and take no arguments."""
+
+
+def _check_password(password: SecretStr | None) -> SecretStr | None:
+    if password is not None and not can_be_in_passfile(password.get_secret_value()):
+        raise ValueError("should have no line break, which no password file can hold")
+    return password
+
+
+_Host = Annotated[str, AfterValidator(check_host)]
+_Port = Annotated[int, Field(ge=1, le=65535)]
+_Password = Annotated[SecretStr | None, AfterValidator(_check_password)]
+_SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+_Count = Annotated[int, Field(ge=0)]
+_Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+_Patterns = Annotated[tuple[str, ...], BeforeValidator(parse_table_patterns)]
+
+
+class SourceSettings(BaseModel, frozen=True):
+    """The server whose databases are backed up; what is not set is libpq's (`PGHOST`, `PGPASSFILE`, `PGSERVICE`...)."""
+
+    databases: Annotated[tuple[str, ...], BeforeValidator(parse_list)] = Field(
+        default=(), description="names or patterns such as `app_*`, separated by commas, or `*`; else `PGDATABASE`"
+    )
+    server: Annotated[str, AfterValidator(check_label)] | None = Field(
+        default=None, description="the name under which backups are filed; else the host of the source"
+    )
+    host: _Host | None = Field(default=None, description="the host, instead of `PGHOST` and `PGHOSTADDR`")
+    port: _Port | None = Field(default=None, description="the port, instead of `PGPORT`")
+    user: str | None = Field(default=None, description="the role, instead of `PGUSER`")
+    password: _Password = Field(default=None, description="its password, instead of `PGPASSWORD` and `PGPASSFILE`")
+    sslmode: _SslMode | None = Field(default=None, description="libpq's `sslmode`, instead of `PGSSLMODE`")
+    sslrootcert: str | None = Field(
+        default=None, description="a file of CA certificates or `system`, not `PGSSLROOTCERT`"
+    )
+
+
+class TargetSettings(BaseModel, frozen=True):
+    """Where restores go; what is not set is the source's, and with a host of its own libpq's default."""
+
+    host: _Host | None = Field(default=None, description="the host; with it `BACKUPD_TARGET__USER` is needed")
+    port: _Port | None = Field(default=None, description="the port; with an own host else 5432")
+    user: str | None = Field(default=None, description="the role that creates databases")
+    password: _Password = Field(default=None, description="its password; else `PGPASSFILE`")
+    sslmode: _SslMode | None = Field(default=None, description="libpq's `sslmode`")
+    sslrootcert: str | None = Field(default=None, description="a file of CA certificates or `system`")
+    database: str = Field(default="postgres", description="the database to connect to for making others")
+
+
+class StoreSettings(BaseModel, frozen=True):
+    """Where backups are kept."""
+
+    url: Annotated[str, AfterValidator(check_store_url)] | None = Field(
+        default=None, description="`file:///absolute/folder` or `s3://bucket/prefix`; most verbs need it"
+    )
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the store is a directory."""
+        return self.url is not None and self.url.startswith("file:")
+
+
+class S3Settings(BaseModel, frozen=True):
+    """How an S3 store is spoken to; credentials come from AWS's own variables, files and roles."""
+
+    endpoint_url: Annotated[str, AfterValidator(check_endpoint_url)] | None = Field(
+        default=None, description="the service, where it is not AWS"
+    )
+    region: str | None = Field(default=None, description="the region, instead of `AWS_REGION`")
+    addressing: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="where the bucket's name goes in URLs"
+    )
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(default=None, description="server-side encryption")
+    kms_key_id: str | None = Field(default=None, description="the KMS key, with `aws:kms`")
+    expected_bucket_owner: Annotated[str, Field(pattern="^[0-9]{12}$")] | None = Field(
+        default=None, description="the account that must own the bucket"
+    )
+    checksums: Literal["auto", "when_required", "when_supported"] = Field(
+        default="auto", description="whether requests carry checksums that some services do not know"
+    )
+    part_limit: Annotated[int, Field(ge=1, le=10000)] = Field(default=10000, description="the most parts of one upload")
+
+
+class RetentionSettings(BaseModel, frozen=True):
+    """What to keep; without any `KEEP_` nothing is ever removed."""
+
+    keep_last: _Count = Field(default=0, description="how many of the newest backups to keep")
+    keep_hourly: _Count = Field(default=0, description="of how many hours to keep the newest backup")
+    keep_daily: _Count = Field(default=0, description="of how many days")
+    keep_weekly: _Count = Field(default=0, description="of how many weeks")
+    keep_monthly: _Count = Field(default=0, description="of how many months")
+    keep_yearly: _Count = Field(default=0, description="of how many years")
+    keep_within: _Duration | None = Field(
+        default=None, description="keep all made in this time before the newest, as `7d`"
+    )
+    floor: Annotated[int, Field(ge=1)] = Field(default=2, description="good backups below which nothing is removed")
+    timezone: Annotated[str, AfterValidator(check_time_zone)] = Field(
+        default="UTC", description="where hours, days... begin"
+    )
+    expect_within: _Duration | None = Field(
+        default=None, description="remove nothing while the newest backup is older than this, as `36h`"
+    )
+
+    def policy(self) -> Policy | None:
+        """The policy; None where no rule is set. Raises UsageError where it makes no sense."""
+        rules = {name: getattr(self, name) for name in self.model_fields_set if name.startswith("keep_")}
+        if not rules:
+            return None
+        counts = {name.removeprefix("keep_"): rule for name, rule in rules.items()}
+        return Policy(**counts, floor=self.floor, timezone=self.timezone, expect_within=self.expect_within)
+
+
+class DumpSettings(BaseModel, frozen=True):
+    """How dumps are made."""
+
+    jobs: Annotated[int | Literal["auto"], BeforeValidator(parse_jobs)] = Field(
+        default="auto", description="connections of pg_dump and pg_restore; `auto` is one a CPU, at most 2"
+    )
+    compression: Annotated[str, AfterValidator(check_compression)] = Field(
+        default="zstd:1", description="`zstd:1` to `zstd:19` or `gzip:1` to `gzip:9`"
+    )
+    include: _Patterns = Field(default=(), description="only these tables, as `schema.table` or `schema.*`")
+    exclude: _Patterns = Field(default=(), description="all but these tables")
+    lock_wait: _Duration = Field(default=timedelta(seconds=60), description="how long pg_dump waits for a table's lock")
+    clients: Annotated[tuple[Path, ...], BeforeValidator(parse_folders)] = Field(
+        default=(), description="folders with PostgreSQL's clients that are looked in first, separated by `:`"
+    )
+
+    @property
+    def job_count(self) -> int:
+        """The number of jobs, with `auto` worked out for this machine."""
+        return min(2, os.cpu_count() or 1) if self.jobs == "auto" else self.jobs
+
+
+class ScratchSettings(BaseModel, frozen=True):
+    """Where dumps lie until they are stored."""
+
+    directory: Annotated[Path, BeforeValidator(parse_folder)] | None = Field(
+        default=None, description="a folder with room for a dump; else the system's temporary folder"
+    )
+
+
+class LogSettings(BaseModel, frozen=True):
+    """What is logged to stderr, and how. `NO_COLOR` is respected."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the least that is logged")
+    format: Literal["console", "json", "auto"] = Field(
+        default="auto", description="`console`, `json` (a line an event), or by whether stderr is a terminal"
+    )
+
+
+SECTIONS: Mapping[str, type[BaseModel]] = {
+    "SOURCE": SourceSettings,
+    "TARGET": TargetSettings,
+    "STORE": StoreSettings,
+    "STORE__S3": S3Settings,
+    "RETENTION": RetentionSettings,
+    "DUMP": DumpSettings,
+    "SCRATCH": ScratchSettings,
+    "LOG": LogSettings,
+}
+"""The sections by the middle of their variables' names."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One setting's variable; a secret's has a twin that names a file, `file_name`."""
+
+    name: str
+    section: str
+    field: str
+    description: str
+    default: str
+    file_name: str = ""
+
+
+def variables() -> Iterator[Variable]:
+    """Every setting's variable, in the order of the documentation."""
+    for section, model in SECTIONS.items():
+        for field, info in model.model_fields.items():
+            name = f"{PREFIX}{section}__{field.upper()}"
+            secret = SecretStr in getattr(info.annotation, "__args__", ())
+            file_name = f"{name}_FILE" if secret else ""
+            yield Variable(name, section, field, info.description or "", _shown(info.default), file_name)
+
+
+def _shown(default: object) -> str:
+    if default is None or default == ():
+        return ""
+    return written(default) if isinstance(default, timedelta) else str(default)
