@@ -1,0 +1,209 @@
+"""Children: argument lists, their process group, what they say, and their certain end. The only user of subprocess.
+
+A child runs in a process group of its own and is ended with it: `kill -9` of a parallel pg_dump leaves its workers
+running, and what they go on writing can even decode. So leaving the `with` kills the group while the leader, ended or
+not, still holds the group's id (it is looked at with WNOWAIT and reaped last), and then reaps every member: as PID 1
+they are ours anyway, elsewhere PR_SET_CHILD_SUBREAPER makes them so. When backupd itself is killed, the kernel sends
+SIGTERM to the leader (PR_SET_PDEATHSIG), upon which pg_dump and pg_restore end their workers. The kernel ties that
+signal to the *thread* that started the child: start children from a thread that outlives them.
+
+Not asyncio's subprocesses and not Popen alone: neither knows of groups. No shell, ever.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from backupd.errors import UsageError
+
+TAIL_LINES = 25
+"""How many of a child's last lines on stderr an error carries."""
+
+GRACE_SECONDS = 10.0
+"""How long a child has after SIGTERM before SIGKILL; pg_dump needs a fraction of a second."""
+
+LINE_LIMIT_BYTES = 8192
+"""How much of one line on stderr is kept: an endless one must not fill the memory."""
+
+_LOOK_SECONDS = 0.02
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a child ended: exit status (negative: the signal that ended it), stdout, and its last lines on stderr."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Child:
+    """A running child, the leader of its process group."""
+
+    def __init__(self, name: str, popen: subprocess.Popen[bytes], on_line: Callable[[str], None] | None) -> None:
+        self.name = name
+        self.pid = popen.pid
+        self._popen = popen
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._reader = threading.Thread(target=self._read_stderr, args=(popen.stderr, on_line), daemon=True)
+        self._reader.start()
+
+    def poll(self) -> int | None:
+        """The exit status (negative: a signal's number), or None while the child runs."""
+        if self._popen.returncode is not None:
+            return self._popen.returncode
+        try:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # another thread has just reaped it
+            return self._popen.wait()
+        return None if ended is None else _status(ended)
+
+    def wait(self, timeout_seconds: float | None = None) -> int | None:
+        """As `poll`, but waits for the end, at most `timeout_seconds`."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while (status := self.poll()) is None and (deadline is None or time.monotonic() < deadline):
+            time.sleep(_LOOK_SECONDS)
+        return status
+
+    def stderr(self) -> str:
+        """The last lines that the child wrote to stderr; all of them once it has ended."""
+        if self.poll() is not None:
+            self._reader.join(timeout=1.0)  # a grandchild that lives on may hold the pipe open
+        return "\n".join(self._tail)
+
+    def interrupt(self, number: int = signal.SIGINT) -> None:
+        """Sends a signal to the leader alone: SIGINT, unless it understands another better (postgres: SIGQUIT)."""
+        if self._popen.returncode is None:  # not reaped yet: the pid is still ours
+            os.kill(self.pid, number)
+
+    def end(self) -> None:
+        """Ends the whole group: SIGTERM, a grace, SIGKILL; then reaps every member. Safe to call again."""
+        if self._popen.returncode is not None:
+            return
+        if self.poll() is None:
+            self._signal_group(signal.SIGTERM)
+            self.wait(GRACE_SECONDS)
+        self._signal_group(signal.SIGKILL)
+        self._popen.wait()
+        self._reader.join(timeout=1.0)
+        _reap_group(self.pid)
+
+    def _signal_group(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def _read_stderr(self, pipe: IO[bytes], on_line: Callable[[str], None] | None) -> None:
+        with pipe:
+            while raw := pipe.readline(LINE_LIMIT_BYTES):
+                line = raw.decode("utf-8", "replace").rstrip()
+                self._tail.append(line)
+                if on_line is not None:
+                    on_line(line)
+
+
+@contextlib.contextmanager
+def start(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    directory: Path | None = None,
+    uid: int | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> Iterator[Child]:
+    """Starts a child; at the end of the block its whole process group is gone, however the block ends.
+
+    `on_line` gets each line of stderr, in a thread of its own. `uid` is the user (and group) to run as. stdout is
+    thrown away. Raises UsageError when the program cannot be started.
+    """
+    popen = _spawn(argv, environment, directory, uid, subprocess.DEVNULL)
+    child = Child(Path(argv[0]).name, popen, on_line)
+    try:
+        yield child
+    finally:
+        child.end()
+
+
+def run(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    uid: int | None = None,
+    directory: Path | None = None,
+    timeout_seconds: float = 60.0,
+) -> Finished:
+    """Runs a short child to its end. Raises UsageError when it cannot be started or takes too long."""
+    popen = _spawn(argv, environment, directory, uid, subprocess.PIPE)
+    try:
+        stdout, stderr = popen.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        message = f"{Path(argv[0]).name} did not end within {timeout_seconds:.0f} seconds"
+        raise UsageError(message) from None
+    finally:
+        if popen.returncode is None:
+            os.killpg(popen.pid, signal.SIGKILL)
+            popen.communicate()
+            _reap_group(popen.pid)
+    return Finished(popen.returncode, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
+
+
+def find_program(name: str, path: str | None = None) -> str | None:
+    """Where PATH (or `path`, in its form) has that program."""
+    return shutil.which(name, path=path)
+
+
+def _spawn(
+    argv: Sequence[str], environment: Mapping[str, str], directory: Path | None, uid: int | None, stdout: int
+) -> subprocess.Popen[bytes]:
+    if _libc is not None:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        return subprocess.Popen(
+            list(argv),
+            env=dict(environment),
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            process_group=0,
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else [],
+            preexec_fn=partial(_die_with_parent, os.getpid()),
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as exc:
+        message = f"could not start {argv[0]}"
+        raise UsageError(message, detail=f"{exc}.", hint="BACKUPD_DUMP__CLIENTS names folders of programs.") from exc
+
+
+def _die_with_parent(parent: int) -> None:
+    if _libc is None:
+        return
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it died between fork and prctl
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _status(ended: "os.waitid_result") -> int:
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def _reap_group(group: int) -> None:
+    """Waits for the members of a killed group that became our children when their leader died."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)

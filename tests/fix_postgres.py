@@ -1,0 +1,124 @@
+"""Real PostgreSQL servers 15, 17 and 18, started when a test first asks, one of each per xdist worker."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from backupd import throwaway
+from backupd.connection import Server
+
+# Nothing here has to survive a crash, and two cores are shared by everything.
+OPTIONS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "shared_buffers": "32MB",
+    "autovacuum": "off",
+}
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running server. `host` is its socket's folder (trusted); 127.0.0.1 with the same port wants the password."""
+
+    major: int
+    host: str
+    port: int
+    user: str
+    password: str
+    bin_directory: Path
+    data_directory: Path
+
+    def connect(self, dbname: str = "postgres", **keywords: Any) -> psycopg.Connection[Any]:
+        """A session in autocommit; `keywords` are libpq's and win."""
+        parameters = {"host": self.host, "port": self.port, "user": self.user, "dbname": dbname, **keywords}
+        return psycopg.connect(autocommit=True, **parameters)
+
+    def as_server(self, password: str | None = None, **keywords: str) -> Server:
+        """The same server as backupd's settings would give it, its own clients first in PATH; `keywords` win."""
+        merged = {"host": self.host, "port": str(self.port), "user": self.user, **keywords}
+        path = f"{self.bin_directory}{os.pathsep}{os.environ['PATH']}"
+        return Server(keywords=merged, password=password, environment={"PATH": path})
+
+
+DatabaseFactory = Callable[..., str]
+
+
+def _server(major: int) -> Iterator[PostgresServer]:
+    install = next((found for found in throwaway.find_servers() if found.major == major), None)
+    if install is None:
+        reason = f"PostgreSQL {major} is not installed here"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    with throwaway.start(install, Path(tempfile.gettempdir()), options=OPTIONS, listen=True) as server:
+        yield PostgresServer(
+            major=major,
+            host=str(server.socket_directory),
+            port=server.port,
+            user=server.superuser,
+            password=server.password,
+            bin_directory=install.bin_directory,
+            data_directory=server.data_directory,
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres15() -> Iterator[PostgresServer]:
+    """PostgreSQL 15, the distribution's."""
+    yield from _server(15)
+
+
+@pytest.fixture(scope="session")
+def postgres17() -> Iterator[PostgresServer]:
+    """PostgreSQL 17, a wheel with everything."""
+    yield from _server(17)
+
+
+@pytest.fixture(scope="session")
+def postgres18() -> Iterator[PostgresServer]:
+    """PostgreSQL 18, a wheel without zstd and lz4."""
+    yield from _server(18)
+
+
+@pytest.fixture(params=[15, 17, 18], ids="postgres{}".format)
+def any_postgres(request: pytest.FixtureRequest) -> PostgresServer:
+    """Each of the three in turn."""
+    server: PostgresServer = request.getfixturevalue(f"postgres{request.param}")
+    return server
+
+
+@pytest.fixture
+def database() -> Iterator[DatabaseFactory]:
+    """Makes an empty database: `database(server)` or `database(server, "we ird")` returns its (unique) name.
+
+    Afterwards it is dropped, and with it every database whose name starts with its name (restored beside, kept).
+    """
+    made: list[tuple[PostgresServer, str]] = []
+
+    def create(server: PostgresServer, prefix: str = "test", options: str = "") -> str:
+        name = f"{prefix}_{uuid.uuid4().hex[:8]}"
+        with server.connect() as connection:
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE template0 " + options)
+            connection.execute(statement.format(sql.Identifier(name)))
+        made.append((server, name))
+        return name
+
+    yield create
+    for server, prefix in made:
+        _drop(server, prefix)
+
+
+def _drop(server: PostgresServer, prefix: str) -> None:
+    with server.connect() as connection:
+        found = connection.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", [prefix])
+        for (name,) in found.fetchall():
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
