@@ -1,0 +1,399 @@
+"""A store under an S3 prefix: AWS, or any service that speaks S3. The only user of boto3.
+
+Hides multipart uploads of a stream whose length nobody knows, checksums, retries, lost answers, and what services do
+differently. Uploads are our own `upload_part` calls, not boto3's `upload_fileobj`: that completes the object when its
+producer dies, holds ten parts in memory and ends at 78 GiB. Parts have one size and leave in order, two at a time: R2
+wants them equal, AWS without gaps, rclone as a stream. Keys are deleted one by one: deleting many needs a checksum that
+services do not agree on. Never `boto3[crt]`: it ignores the endpoint (boto3 issue 4839).
+
+A service that knows `If-None-Match` refuses a second object of one key; one that does not (rclone) is asked before.
+Each object carries a nonce, by which an object that arrived although the answer was lost is known as ours.
+"""
+
+import contextlib
+import functools
+import io
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+import boto3
+from botocore import exceptions
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from backupd.errors import AccessRefused, AlreadyExists, NoRoom, NotFound, StoreError, UsageError
+from backupd.store import Entry, S3Options, check_key, is_key
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import CompletedPartTypeDef
+
+THREADS = 2  # parts in flight: more were not faster and hold more memory (performance 3)
+ATTEMPTS = 10  # of one request, by botocore: trouble of about ten seconds is waited out
+ABORT_SECONDS = 10.0  # for parts in flight when an upload is aborted: SIGKILL comes 30 seconds after SIGTERM
+RESUMES = 5  # of a broken download, without a byte of progress
+READ_BYTES = 256 * 1024
+SMALLEST_PART_BYTES = 5 << 20  # the protocol's
+
+_NONCE = "backupd-upload"
+_AWS = (".amazonaws.com", ".amazonaws.com.cn")
+_UNREACHABLE = "Check BACKUPD_STORE__S3__ENDPOINT_URL, and whether the network lets backupd get there."
+_CREDENTIALS = "Give credentials in a way that AWS tools know: AWS_ACCESS_KEY_ID, a profile, a service account's role."
+_PERMISSIONS = (
+    "On the bucket of BACKUPD_STORE__URL the credentials need s3:ListBucket, GetObject, PutObject, DeleteObject, Abort"
+    "MultipartUpload, ListBucketMultipartUploads, ListMultipartUploadParts; with KMS kms:GenerateDataKey and Decrypt."
+)
+_REGION = "Set BACKUPD_STORE__S3__REGION to the bucket's region."
+_CHECKSUMS = "Set BACKUPD_STORE__S3__CHECKSUMS to when_required, or to when_supported for a bucket with Object Lock."
+_HINTS = {
+    "NoSuchBucket": "Create the bucket, or correct BACKUPD_STORE__URL.",
+    "NoSuchUpload": "A rule of the bucket or another program ended the upload; a rule must leave it some days.",
+    "RequestTimeTooSkewed": "Set this machine's clock.",
+    **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed"), _REGION),
+    **dict.fromkeys(("NotImplemented", "InvalidRequest", "XAmzContentSHA256Mismatch"), _CHECKSUMS),
+}
+_REFUSED = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
+_FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
+_TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+_NO_UPLOADS = frozenset({"NotImplemented", "MethodNotAllowed", "NoSuchUpload"})
+_NO_CREDENTIALS = (
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.CredentialRetrievalError,
+)
+
+
+class S3Store:
+    """A Store (see there) of the objects in `bucket` whose keys start with `prefix/`."""
+
+    def __init__(self, bucket: str, prefix: str, options: S3Options) -> None:
+        if prefix and {"", ".", ".."} & set(prefix.split("/")):
+            raise UsageError(f"prefix {prefix!r} is no prefix of keys", hint="Correct BACKUPD_STORE__URL.")
+        self._options = options
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._bucket = _given(Bucket=bucket, ExpectedBucketOwner=options.expected_bucket_owner)
+        with _errors(f"open {self._url}"):
+            self._client = _client(options)
+
+    @property
+    def url(self) -> str:
+        """`s3://`, bucket and prefix."""
+        return self._url
+
+    @contextlib.contextmanager
+    def create(self, key: str, expected_bytes: int = 0) -> Iterator[BinaryIO]:
+        """See Store."""
+        address = self._address(key)
+        self._require_absent(address)
+        upload = _Upload(self._client, address, self._options, expected_bytes)
+        try:
+            yield cast(BinaryIO, upload)
+            upload.finish()
+        except BaseException:
+            upload.abort()
+            raise
+        finally:
+            upload.close()
+
+    @contextlib.contextmanager
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
+        """See Store. A connection that breaks is made again for the rest of the range."""
+        with io.BufferedReader(_Download(self._client, self._address(key), start, length), READ_BYTES) as stream:
+            yield stream
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """See Store. Sorted here: not every service does it."""
+        entries = []
+        with _errors(f"list {self._url}"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(**self._bucket, Prefix=self._prefix + prefix)
+            for item in (item for page in pages for item in page.get("Contents", ())):
+                key = item["Key"].removeprefix(self._prefix)
+                if is_key(key):
+                    entries.append(Entry(key, item["Size"], item["LastModified"].astimezone(UTC)))
+        return iter(sorted(entries))
+
+    def delete(self, key: str) -> None:
+        """See Store."""
+        with contextlib.suppress(NotFound), _errors(f"delete {self._url}/{key}"):
+            self._client.delete_object(**self._address(key))
+
+    def sweep(self, prefix: str, idle_since: datetime) -> Sequence[str]:
+        """See Store. News of an upload is its start or its newest part."""
+        swept = []
+        with _errors(f"sweep {self._url}"):
+            for key, upload_id, started_at in self._open_uploads(prefix):
+                upload = {**self._bucket, "Key": self._prefix + key, "UploadId": upload_id}
+                with contextlib.suppress(self._client.exceptions.NoSuchUpload):
+                    pages = self._client.get_paginator("list_parts").paginate(**upload)
+                    part_times = [part["LastModified"] for page in pages for part in page.get("Parts", ())]
+                    if max([started_at, *part_times]) < idle_since:
+                        self._client.abort_multipart_upload(**upload)
+                        swept.append(f"{key} (upload {upload_id})")
+        return sorted(swept)
+
+    def _address(self, key: str) -> dict[str, Any]:
+        return {**self._bucket, "Key": self._prefix + check_key(key)}
+
+    def _require_absent(self, address: Mapping[str, Any]) -> None:
+        """Asks by a list, not a HEAD: its error has a body, which tells a missing bucket before a byte is dumped."""
+        with _errors(f"write {_url(address)}"):
+            answer = self._client.list_objects_v2(**self._bucket, Prefix=address["Key"], MaxKeys=1)
+        if any(item["Key"] == address["Key"] for item in answer.get("Contents", ())):
+            raise AlreadyExists(f"object {_url(address)} exists already")
+
+    def _open_uploads(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
+        pages = self._client.get_paginator("list_multipart_uploads")
+        try:
+            for page in pages.paginate(**self._bucket, Prefix=self._prefix + prefix):
+                for item in page.get("Uploads", ()):
+                    yield item["Key"].removeprefix(self._prefix), item["UploadId"], item["Initiated"]
+        except ClientError as exc:
+            if _answer(exc)[1] not in _NO_UPLOADS:
+                raise
+
+
+class _Upload(io.RawIOBase):
+    """One object on its way up: a single request while it is smaller than a part, else a multipart upload."""
+
+    def __init__(self, client: "S3Client", address: Mapping[str, Any], options: S3Options, expected_bytes: int) -> None:
+        self._client, self._address, self._action = client, address, f"write {_url(address)}"
+        self._part_limit, self._part_bytes = options.part_limit, max(options.part_bytes, SMALLEST_PART_BYTES)
+        while self._part_bytes * self._part_limit < expected_bytes * 5 // 4:  # a guess: leave a quarter's room
+            self._part_bytes *= 2
+        self._nonce = secrets.token_hex(16)
+        self._properties = _given(ServerSideEncryption=options.sse, SSEKMSKeyId=options.kms_key_id)
+        self._properties["Metadata"] = {_NONCE: self._nonce}
+        if client.meta.config.request_checksum_calculation == "when_supported":  # type: ignore[attr-defined]
+            self._properties["ChecksumAlgorithm"] = "CRC32"  # AWS expects another one where an upload names none
+        self._upload: Mapping[str, Any] | None = None
+        self._buffer = io.BytesIO()
+        self._number = 0
+        self._parts: list[CompletedPartTypeDef] = []
+        self._threads: list[threading.Thread] = []
+        self._slots = threading.Semaphore(THREADS)
+        self._failure: BaseException | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
+        rest = memoryview(data).cast("B")
+        size_bytes = len(rest)
+        self._raise_failure()
+        if self.closed:
+            raise ValueError("write to a closed stream")
+        while rest:
+            count = self._buffer.write(rest[: self._part_bytes - self._buffer.tell()])
+            rest = rest[count:]
+            if self._buffer.tell() == self._part_bytes:
+                self._send_part()
+        return size_bytes
+
+    def finish(self) -> None:
+        """Makes the object visible."""
+        request: Callable[..., object]
+        if self._upload is None:
+            body = self._buffer.getvalue()
+            request = functools.partial(self._client.put_object, **self._address, **self._properties, Body=body)
+        else:
+            if self._buffer.tell():
+                self._send_part()
+            for thread in self._threads:
+                thread.join()
+            self._raise_failure()
+            parts: Any = {"Parts": sorted(self._parts, key=lambda part: part["PartNumber"])}
+            request = functools.partial(self._client.complete_multipart_upload, **self._upload, MultipartUpload=parts)
+        with _errors(self._action):
+            self._publish(request, IfNoneMatch="*")
+
+    def abort(self) -> None:
+        """Removes what was sent. What cannot be removed is left to `sweep`: another error is being raised."""
+        if self._upload is not None:
+            deadline = time.monotonic() + ABORT_SECONDS
+            for thread in self._threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(StoreError, AccessRefused), _errors(self._action):
+                self._client.abort_multipart_upload(**self._upload)
+
+    def _send_part(self) -> None:
+        self._upload = self._upload or self._begin()
+        if self._number == self._part_limit:
+            raise StoreError(
+                f"could not {self._action}: it outgrew {self._part_limit} parts of {self._part_bytes} bytes",
+                detail="It is larger than was expected when it was begun, and the size of its parts cannot change.",
+                hint=f"Set BACKUPD_STORE__S3__PART_BYTES to {4 * self._part_bytes} and run it again.",
+            )
+        self._slots.acquire()
+        self._raise_failure()
+        self._number += 1
+        # getvalue() hands over its bytes without a copy, and the thread is then their only owner.
+        arguments = (self._upload, self._number, self._buffer.getvalue())
+        part = threading.Thread(target=self._send, args=arguments, daemon=True)
+        self._buffer = io.BytesIO()
+        self._threads = [*filter(threading.Thread.is_alive, self._threads), part]
+        part.start()
+
+    def _begin(self) -> Mapping[str, Any]:
+        with _errors(self._action):
+            answer = self._client.create_multipart_upload(**self._address, **self._properties)
+        return {**self._address, "UploadId": answer["UploadId"]}
+
+    def _send(self, upload: Mapping[str, Any], number: int, data: bytes) -> None:
+        try:
+            with _errors(self._action):
+                answer = self._client.upload_part(**upload, PartNumber=number, Body=data)
+            part: CompletedPartTypeDef = {"PartNumber": number, "ETag": answer["ETag"]}
+            if "ChecksumCRC32" in answer:
+                part["ChecksumCRC32"] = answer["ChecksumCRC32"]
+            self._parts.append(part)
+        except BaseException as exc:  # noqa: BLE001 - raised in the writer's thread instead
+            self._failure = self._failure or exc
+        finally:
+            self._slots.release()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _publish(self, request: Callable[..., object], **condition: str) -> None:
+        """Makes the request that shows the object; without the condition where the service knows none."""
+        try:
+            request(**condition)
+        except (ClientError, BotoCoreError) as exc:
+            if self._is_there():
+                return
+            if not condition or not isinstance(exc, ClientError) or _answer(exc)[0] not in (400, 501):
+                raise
+            self._publish(request)
+
+    def _is_there(self) -> bool:
+        """Whether the object is ours: the answer was lost, and a retry then found it taken or its upload gone."""
+        try:
+            metadata = self._client.head_object(**self._address)["Metadata"]
+        except (ClientError, BotoCoreError):
+            return False
+        return any(name.lower() == _NONCE and value == self._nonce for name, value in metadata.items())
+
+
+class _Download(io.RawIOBase):
+    """A range of an object, or an error."""
+
+    def __init__(self, client: "S3Client", address: Mapping[str, Any], start: int, length: int | None) -> None:
+        self._client, self._address, self._action = client, address, f"read {_url(address)}"
+        self._position, self._etag = start, ""
+        self._body: Any = io.BytesIO()
+        with _errors(self._action):
+            if length == 0:  # no range to S3; that the object is there is all that can be asked
+                client.head_object(**address)
+            self._left = self._request(length) if length != 0 else 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        wanted = memoryview(buffer)[: self._left]
+        for _ in range(RESUMES) if wanted else ():
+            with contextlib.suppress(BotoCoreError, HTTPError, OSError):
+                count: int = self._body.readinto(wanted)
+                if count:
+                    self._position += count
+                    self._left -= count
+                    return count
+            self._body.close()
+            with _errors(self._action):
+                self._request(self._left)
+        if wanted:
+            raise self._wrong(f"It broke off {RESUMES} times, {self._left} bytes before its end.")
+        return 0
+
+    def close(self) -> None:
+        self._body.close()
+        super().close()
+
+    def _request(self, length: int | None) -> int:
+        ranged = self._position > 0 or length is not None
+        last = "" if length is None else self._position + length - 1
+        asked = _given(Range=f"bytes={self._position}-{last}" if ranged else None)
+        answer = self._client.get_object(**self._address, **asked)
+        self._body, size_bytes = answer["Body"], answer["ContentLength"]
+        if length is not None and size_bytes != length:
+            raise self._wrong(f"{length} bytes from byte {self._position} were asked for, {size_bytes} came.")
+        if self._etag not in ("", answer["ETag"]):
+            raise self._wrong("It changed while it was read.")
+        self._etag = answer["ETag"]
+        return size_bytes
+
+    def _wrong(self, detail: str) -> StoreError:
+        return StoreError(f"could not {self._action}", detail=detail)
+
+
+def _client(options: S3Options) -> "S3Client":
+    host = urlsplit(options.endpoint_url or "").hostname or _AWS[0]
+    checksums = options.checksums if host.endswith(_AWS) or options.checksums != "auto" else "when_required"
+    config = Config(
+        connect_timeout=10,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        s3={"addressing_style": options.addressing},
+        request_checksum_calculation=None if checksums == "auto" else checksums,
+        response_checksum_validation="when_required",
+        tcp_keepalive=True,
+    )
+    try:
+        client: S3Client = boto3.Session(region_name=options.region).client(
+            "s3", endpoint_url=options.endpoint_url, config=config
+        )
+    except ValueError as exc:
+        raise UsageError(f"S3 client cannot be made: {exc}", hint=_UNREACHABLE) from exc
+    return client
+
+
+def _url(address: Mapping[str, Any]) -> str:
+    return f"s3://{address['Bucket']}/{address['Key']}"
+
+
+def _given(**arguments: str | None) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _answer(exc: ClientError) -> tuple[int, str]:
+    """Status and code."""
+    return exc.response["ResponseMetadata"]["HTTPStatusCode"], exc.response.get("Error", {}).get("Code", "")
+
+
+@contextlib.contextmanager
+def _errors(action: str) -> Iterator[None]:
+    """Translates what the service, botocore and the network say."""
+    try:
+        yield
+    except ClientError as exc:
+        raise _refusal(exc, f"could not {action}") from exc
+    except _NO_CREDENTIALS as exc:
+        raise AccessRefused(f"could not {action}", detail=_sentence(exc), hint=_CREDENTIALS) from exc
+    except (BotoCoreError, HTTPError, OSError) as exc:
+        raise StoreError(f"could not {action}", detail=_sentence(exc), hint=_UNREACHABLE) from exc
+
+
+def _refusal(exc: ClientError, message: str) -> StoreError | AccessRefused | NoRoom:
+    status, code = _answer(exc)
+    detail = f"The service answered {status} {code}: {_sentence(exc.response.get('Error', {}).get('Message', ''))}"
+    if code in _FULL or status == 507:
+        return NoRoom(message, detail=detail, hint="Raise the quota, or let `backupd prune` remove backups.")
+    if code in _TAKEN:
+        return AlreadyExists(f"{message}: it exists already", detail=detail)
+    if code in _REFUSED or status in (401, 403):
+        return AccessRefused(message, detail=detail, hint=_HINTS.get(code, _PERMISSIONS))
+    if status == 404 and code not in _HINTS:
+        return NotFound(f"{message}: it does not exist", detail=detail)
+    return StoreError(message, detail=detail, hint=_HINTS.get(code))
+
+
+def _sentence(text: object) -> str:
+    return " ".join(str(text).split()).rstrip(".") + "."
