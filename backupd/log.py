@@ -53,9 +53,8 @@ def configure(
     color: bool = True,
 ) -> None:
     """Sets up the log of this process; `auto` is the console on a terminal and JSON elsewhere."""
-    console = style == "console" or (style == "auto" and stream.isatty())
     renderer: Processor = structlog.processors.JSONRenderer()
-    if console:
+    if not is_json(style, stream):
         formatter = structlog.dev.plain_traceback
         renderer = structlog.dev.ConsoleRenderer(colors=color and stream.isatty(), exception_formatter=formatter)
     shared: list[Processor] = [
@@ -72,6 +71,11 @@ def configure(
         cache_logger_on_first_use=False,
     )
     _adopt_libraries(shared, renderer, stream)
+
+
+def is_json(style: Literal["console", "json", "auto"], stream: TextIO) -> bool:
+    """Whether that style writes JSON to that stream."""
+    return style == "json" or (style == "auto" and not stream.isatty())
 
 
 def get_logger() -> FilteringBoundLogger:

@@ -127,6 +127,9 @@ class S3Settings(BaseModel, frozen=True):
         default="auto", description="whether requests carry checksums that some services do not know"
     )
     part_limit: Annotated[int, Field(ge=1, le=10000)] = Field(default=10000, description="the most parts of one upload")
+    part_bytes: Annotated[int, Field(ge=5 << 20)] = Field(
+        default=16 << 20, description="the smallest part of an upload; doubled until the database's size fits"
+    )
 
 
 class RetentionSettings(BaseModel, frozen=True):

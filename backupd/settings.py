@@ -132,6 +132,12 @@ def from_process() -> Settings:
     return load(os.environ)
 
 
+def forget_libpq_variables() -> None:
+    """Takes libpq's variables from this process: libpq reads them itself, and they are meant for another server."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
 def load(environment: Mapping[str, str]) -> Settings:
     """The settings in that environment and in the files that it names. Raises one UsageError for all that is wrong."""
     ours = {name: value for name, value in environment.items() if _is_ours(name, value)}
