@@ -1,0 +1,253 @@
+"""Members to a tar stream and back: offsets, hashes, the index, and a reader that trusts no name in the tar.
+
+Written in one pass to a stream that cannot seek: README.txt, the members as pg_dump finishes them, the index last.
+`tarfile` makes the headers, but neither packs nor unpacks: it would copy each member once more, and `extractall` lets
+names in a tar decide where files are written (its filters were bypassed twice, CVE-2025-4517 and CVE-2026-11940).
+The reader takes members by the index's offsets, under names that fully match the format's pattern, into files that
+it creates itself, and gives no byte to anyone before its sha256 was right.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import shlex
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from backupd import decode, scratch
+from backupd.errors import VerificationFailed
+from backupd.manifest import FORMAT, Contract, DatabaseProperties, Index, Manifest, Member, load_index, to_json
+from backupd.store import Store
+
+CHUNK_BYTES = 256 * 1024
+INDEX_NAME = "index.json.zst"
+README_NAME = "README.txt"
+INDEX_LIMIT_BYTES = 128 << 20
+"""Decoded size of the largest index that is read: 100,000 tables make about 40 MB."""
+
+RANGE_BYTES = 16 << 20
+"""Neighbouring small members are read in one range up to this size: a request each would cost 17 ms."""
+
+FETCH_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the manifest says of an archive: its size and hash, and where its index is."""
+
+    archive_bytes: int
+    archive_sha256: str
+    index: Member
+    members: int
+
+
+class Writer:
+    """Writes one archive to a stream, each member once, and hashes the whole on the way."""
+
+    def __init__(self, stream: BinaryIO, backup_id: str, created_at: datetime) -> None:
+        self._stream = stream
+        self._id = backup_id
+        self._mtime = int(created_at.timestamp())
+        self._sha256 = hashlib.sha256()
+        self._members: list[Member] = []
+        self.written_bytes = 0
+
+    def add(self, name: str, data: bytes) -> Member:
+        """Adds a member from memory."""
+        return self.add_stream(name, len(data), io.BytesIO(data), lambda _: None)
+
+    def add_stream(self, name: str, size_bytes: int, source: BinaryIO, feed: Callable[[bytes], None]) -> Member:
+        """Adds a member of exactly that size from a stream; `feed` sees every byte of it.
+
+        Raises VerificationFailed where the stream is shorter or longer.
+        """
+        header = tarfile.TarInfo(f"{self._id}/{name}")
+        header.size, header.mtime, header.mode = size_bytes, self._mtime, 0o600
+        self._write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
+        offset, sha256, left = self.written_bytes, hashlib.sha256(), size_bytes
+        while chunk := source.read(CHUNK_BYTES):
+            left -= len(chunk)
+            sha256.update(chunk)
+            feed(chunk)
+            self._write(chunk)
+        if left != 0:
+            detail = f"It was {size_bytes} bytes long when it was opened, and {size_bytes - left} when it was read."
+            raise VerificationFailed(f"member {name} changed while it was read", detail=detail)
+        self._write(bytes(-size_bytes % tarfile.BLOCKSIZE))
+        member = Member(name, offset, size_bytes, sha256.hexdigest())
+        self._members.append(member)
+        return member
+
+    def finish(self, contract: Contract) -> Written:
+        """Adds the index and the end of the tar."""
+        index = Index(FORMAT, self._id, tuple(self._members), contract)
+        entry = self.add(INDEX_NAME, decode.pack(to_json(index)))
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.written_bytes % tarfile.RECORDSIZE))
+        return Written(self.written_bytes, self._sha256.hexdigest(), entry, len(index.members))
+
+    def _write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._sha256.update(data)
+        self.written_bytes += len(data)
+
+
+def readme(backup_id: str, client_version: str, like: DatabaseProperties) -> str:
+    """The archive's first member: how to get the data back with tar and pg_restore alone."""
+    major = client_version.split(".")[0]
+    return f"""\
+This is a backup of one PostgreSQL database, written by backupd. You do not need backupd to get the data back.
+
+It is a POSIX tar whose folder {backup_id}/ is a directory-format dump of pg_dump {client_version}.
+With tar and pg_restore {major} or newer:
+
+    tar xf {backup_id}.tar
+    createdb --template=template0 --encoding={like.encoding} \
+        --lc-collate={shlex.quote(like.collate)} --lc-ctype={shlex.quote(like.ctype)} restored
+    pg_restore --exit-on-error --jobs=4 --dbname=restored {backup_id}/
+
+Roles are not part of a dump: those that own objects must exist, or add --no-owner --no-privileges to pg_restore.
+{INDEX_NAME} (zstd -d, then JSON) lists every file's size and sha256 and each table's rows.
+"""
+
+
+def read_index(store: Store, key: str, manifest: Manifest) -> Index:
+    """The archive's index, by one range. Raises VerificationFailed where it is not the one that was written."""
+    where = f"of {key}"
+    with store.open(key, manifest.index_offset, manifest.index_bytes) as stream:
+        data = stream.read()
+    if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
+        raise VerificationFailed(f"index {where} is damaged", detail="Its sha256 is not the manifest's.")
+    index = load_index(decode.unpack(data, INDEX_LIMIT_BYTES), where)
+    _check_layout(index, manifest, where)
+    return index
+
+
+def verify(store: Store, key: str, manifest: Manifest, index: Index, feed: Callable[[Member, bytes], None]) -> None:
+    """Reads the whole archive once, in order; `feed` sees each member's bytes, an empty chunk at its end.
+
+    Raises VerificationFailed at the first member, or at the end, whose sha256 is wrong.
+    """
+    whole = hashlib.sha256()
+    with store.open(key, 0, manifest.archive_bytes) as stream:
+        position = 0
+        for member in sorted(index.members, key=lambda member: member.offset):
+            for chunk in _chunks(stream, member.offset - position):
+                whole.update(chunk)
+            own = hashlib.sha256()
+            for chunk in _chunks(stream, member.size_bytes):
+                whole.update(chunk)
+                own.update(chunk)
+                feed(member, chunk)
+            _check_hash(key, member, own.hexdigest())
+            feed(member, b"")
+            position = member.offset + member.size_bytes
+        for chunk in _chunks(stream, manifest.archive_bytes - position):
+            whole.update(chunk)
+    if whole.hexdigest() != manifest.archive_sha256:
+        detail = "Its sha256 is not the manifest's, although every member's is right."
+        raise VerificationFailed(f"archive {key} is damaged", detail=detail)
+
+
+def fetch(store: Store, key: str, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]) -> None:
+    """Writes the members as regular files into an existing folder, largest ranges first, each sha256 checked.
+
+    A file whose hash is wrong is removed before VerificationFailed is raised. `on_bytes` gets sizes as they arrive.
+    """
+    ranges = sorted(_ranges(members), key=_range_bytes, reverse=True)
+    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
+        futures = [pool.submit(_fetch_range, store, key, group, directory, on_bytes) for group in ranges]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _fetch_range(
+    store: Store, key: str, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]
+) -> None:
+    start = members[0].offset
+    with store.open(key, start, _range_bytes(members)) as stream:
+        position = start
+        for member in members:
+            for _ in _chunks(stream, member.offset - position):
+                pass
+            _write_file(key, member, stream, directory, on_bytes)
+            position = member.offset + member.size_bytes
+
+
+def _write_file(key: str, member: Member, stream: BinaryIO, directory: Path, on_bytes: Callable[[int], None]) -> None:
+    path, sha256 = directory / member.name, hashlib.sha256()
+    with _new_file(path) as file:
+        for chunk in _chunks(stream, member.size_bytes):
+            sha256.update(chunk)
+            file.write(chunk)
+            on_bytes(len(chunk))
+    try:
+        _check_hash(key, member, sha256.hexdigest())
+    except VerificationFailed:
+        path.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with scratch.errors(path), os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+        yield file
+
+
+def _chunks(stream: BinaryIO, size_bytes: int) -> Iterator[bytes]:
+    """Exactly that many bytes: the store raises when there are fewer."""
+    while size_bytes > 0:
+        chunk = stream.read(min(CHUNK_BYTES, size_bytes))
+        if not chunk:
+            raise VerificationFailed("archive ended early", detail=f"{size_bytes} more bytes were expected.")
+        size_bytes -= len(chunk)
+        yield chunk
+
+
+def _ranges(members: Sequence[Member]) -> Iterator[tuple[Member, ...]]:
+    """Neighbours joined while they are small and next to each other, so that few requests read many members."""
+    group: list[Member] = []
+    for member in sorted(members, key=lambda member: member.offset):
+        near = group and member.offset - (group[-1].offset + group[-1].size_bytes) <= 4 * tarfile.BLOCKSIZE
+        if group and (not near or _range_bytes([*group[:1], member]) > RANGE_BYTES):
+            yield tuple(group)
+            group = []
+        group.append(member)
+    if group:
+        yield tuple(group)
+
+
+def _range_bytes(members: Sequence[Member]) -> int:
+    return members[-1].offset + members[-1].size_bytes - members[0].offset
+
+
+def _check_layout(index: Index, manifest: Manifest, where: str) -> None:
+    """Refuses an index whose members overlap, repeat, or lie outside the archive."""
+    position, names = 0, set()
+    for member in sorted(index.members, key=lambda member: member.offset):
+        if member.offset < position or member.name in names:
+            raise VerificationFailed(f"index {where} is damaged", detail=f"Member {member.name} overlaps or repeats.")
+        names.add(member.name)
+        position = member.offset + member.size_bytes
+    if index.id != manifest.id or position > manifest.index_offset:
+        raise VerificationFailed(f"index {where} is damaged", detail="It is not the index of this archive.")
+
+
+def _check_hash(key: str, member: Member, got: str) -> None:
+    if got != member.sha256:
+        detail = f"Its sha256 is {got}, and was {member.sha256}."
+        raise VerificationFailed(f"member {member.name} of {key} is damaged", detail=detail, hint=OTHER_HINT)
+
+
+OTHER_HINT = "Use another backup: `backupd list` shows them, `backupd verify ID` reads one to its end."

@@ -1,0 +1,245 @@
+"""Takes one backup: the line of the design's section 4, top to bottom.
+
+Lock, snapshot, dump, rewrite check, members as they finish, index, archive, manifest. Nothing is listed before the
+manifest is written, and that is written only when pg_dump ended with 0, every byte was decoded, every table was
+accounted for and the lock was still ours. Whatever raises on the way leaves the store as it was, or an orphan that
+the next run sweeps.
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from backupd import __version__, archive, contract, decode, dump, facts, log, postgres, scratch, toc
+from backupd.catalog import Catalog, archive_key, new_id
+from backupd.errors import DatabaseError, VerificationFailed
+from backupd.manifest import FORMAT, Backup, Contract, Filter, Manifest, Source, Totals
+from backupd.progress import Progress
+from backupd.selector import Label, Name
+
+_log = log.get_logger()
+
+ATTEMPTS = 3
+"""How often a dump is begun again because a table was rewritten between its snapshot and its locks."""
+
+UPLOADS_IDLE = timedelta(days=1)
+"""How long an open upload or a temporary file must have been without news before it is swept."""
+
+WARNINGS_KEPT = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to back up and how; `server` is the label, `scratch` a folder or None for the system's temporary one."""
+
+    server: str
+    database: str
+    options: dump.Options
+    scratch: Path | None = None
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of pg_dump on its way: who, when, with what."""
+
+    job: Job
+    access: postgres.Access
+    client: dump.Client
+    id: str
+    started_at: datetime
+    lock: postgres.Lock
+    progress: Progress
+
+
+def take(
+    access: postgres.Access,
+    catalog: Catalog,
+    client: dump.Client,
+    job: Job,
+    clock: Callable[[], datetime],
+    progress: Progress,
+) -> Backup:
+    """Takes a backup of one database and returns it, listed. Raises whatever stopped it; then nothing is listed."""
+    started_at = clock()
+    backup_id = new_id(started_at, secrets.token_hex(4))
+    with (
+        postgres.lock(access, job.database, job.wait_seconds) as lock,
+        scratch.open_scratch(job.scratch, backup_id) as folder,
+    ):
+        _sweep(catalog, job, started_at)
+        if not dump.may_share_snapshot(access.standby, access.version_num):
+            job = replace(job, options=replace(job.options, jobs=1))
+        run = _Run(job, access, client, backup_id, started_at, lock, progress)
+        try:
+            manifest = _attempts(run, catalog, folder, clock)
+        except dump.LocksExhausted:
+            if job.options.jobs == 1:
+                raise
+            _log.warning("backup.retried", database=job.database, reason="max_locks_per_transaction", jobs=1)
+            single = replace(run, job=replace(job, options=replace(job.options, jobs=1)))
+            manifest = _attempts(single, catalog, folder, clock)
+        return catalog.commit(manifest)
+
+
+def _sweep(catalog: Catalog, job: Job, now: datetime) -> None:
+    for name in catalog.sweep(job.server, job.database, now - UPLOADS_IDLE):
+        _log.info("orphan.swept", key=name)
+
+
+def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], datetime]) -> Manifest:
+    """Dumps until no table was rewritten between snapshot and locks; the names of those that were are in the error."""
+    rewritten: list[str] = []
+    for attempt in range(1, ATTEMPTS + 1):
+        with _dumping(run, folder / f"attempt{attempt}") as (running, session, release):
+            files = running.files(_Watch(run), release)
+            toc_bytes = _first(files).read_bytes()
+            table_of_contents = toc.read_toc(toc_bytes)
+            rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
+            if not rewritten:
+                stream = _Stream(running, files, table_of_contents, toc_bytes, facts.read(session))
+                return _store(run, catalog, stream, clock)
+        _log.warning("backup.retried", database=run.job.database, reason="rewritten", tables=rewritten, attempt=attempt)
+    raise DatabaseError(
+        f"tables of database {run.job.database} were rewritten while the dump began, {ATTEMPTS} times",
+        detail=f"TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE ran on: {', '.join(rewritten)}.",
+        hint="Back up at another time, or keep such statements away from the first seconds of a backup.",
+    )
+
+
+@contextlib.contextmanager
+def _dumping(run: _Run, folder: Path) -> Iterator[tuple[dump.Dump, postgres.Session, Callable[[], None]]]:
+    """A running pg_dump in an exported snapshot, a session in that snapshot, and what ends the snapshot early."""
+    shared = dump.may_share_snapshot(run.access.standby, run.access.version_num)
+    with contextlib.ExitStack() as exported:
+        session, name = exported.enter_context(postgres.snapshot(run.access, run.job.database))
+        conninfo = run.access.conninfo(run.job.database)
+        argv = dump.dump_argv(run.client, conninfo, folder, run.job.options, name if shared else None)
+        _log.debug("child.started", tool="pg_dump", argv=argv)
+        with dump.start(argv, run.access.environment, folder, partial(log.child_stderr, "pg_dump")) as running:
+            yield running, session, exported.close
+
+
+class _Watch:
+    """Looks at pg_stat_progress_copy, at most once a second, while pg_dump writes."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + 1.0
+        self._run.progress.copying(*facts.copying(self._run.lock.session))
+
+
+def _first(files: Iterator[Path]) -> Path:
+    path = next(files)
+    if path.name != dump.TOC_NAME:
+        raise VerificationFailed(f"pg_dump wrote {path.name} before {dump.TOC_NAME}")
+    return path
+
+
+def _rewritten(run: _Run, session: postgres.Session, dumped: Collection[int]) -> list[str]:
+    """The dumped tables whose file is not the snapshot's any more, now that pg_dump holds its locks."""
+    oids = facts.rewritten(facts.filenodes(session), facts.filenodes(run.lock.session), dumped)
+    names = {relation.oid: f"{relation.schema}.{relation.name}" for relation in facts.relations(session)}
+    return [names.get(oid, str(oid)) for oid in oids]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A dump whose locks are held: its files still to come, its table of contents, and the facts."""
+
+    running: dump.Dump
+    files: Iterator[Path]
+    toc: toc.Toc
+    toc_bytes: bytes
+    facts: contract.Facts
+
+
+def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], datetime]) -> Manifest:
+    """Streams the members into an archive and publishes it; the manifest that will make it a backup is returned."""
+    run.progress.begin("dump", run.job.database, total_members=len(toc.table_data(stream.toc)))
+    properties = stream.facts.properties
+    key = archive_key(Name(Label(run.job.server, run.job.database), run.id))
+    with catalog.store.create(key, stream.facts.database_bytes) as output:
+        writer = archive.Writer(output, run.id, run.started_at)
+        writer.add(archive.README_NAME, archive.readme(run.id, run.client.version, properties).encode())
+        decoded = {}
+        for path in stream.files:
+            if decode.is_table(path.name) or decode.large_object_oid(path.name) is not None:
+                decoded[path.name] = _add(writer, path, run.progress)
+            else:
+                writer.add(path.name, path.read_bytes())
+            path.unlink()
+        writer.add(dump.TOC_NAME, stream.toc_bytes)
+        promised = contract.build(stream.toc, stream.facts, decoded, _exemptions(run))
+        written = writer.finish(promised)
+        run.lock.check()
+    return _manifest(run, stream, promised, written, clock())
+
+
+def _add(writer: archive.Writer, path: Path, progress: Progress) -> decode.Decoded:
+    """Adds one member, decoding it on the way."""
+    decoder = decode.Decoder(path.name)
+    with scratch.errors(path), path.open("rb", buffering=0) as file:
+        writer.add_stream(path.name, os.fstat(file.fileno()).st_size, file, decoder.feed)
+    proven = decoder.finish()
+    progress.advance(proven.raw_bytes, 1, proven.rows)
+    return proven
+
+
+def _source(run: _Run, stream: _Stream) -> Source:
+    return Source(run.job.server, run.job.database, stream.facts.system_identifier)
+
+
+def _filter(run: _Run) -> Filter | None:
+    options = run.job.options
+    return Filter(options.include, options.exclude) if options.include or options.exclude else None
+
+
+def _exemptions(run: _Run) -> contract.Exemptions:
+    return contract.Exemptions(filtered=_filter(run) is not None, standby=run.access.standby)
+
+
+def _manifest(
+    run: _Run, stream: _Stream, promised: Contract, written: archive.Written, finished_at: datetime
+) -> Manifest:
+    tables = promised.tables
+    return Manifest(
+        format=FORMAT,
+        id=run.id,
+        backupd_version=__version__,
+        source=_source(run, stream),
+        server_version=run.access.version,
+        server_version_num=run.access.version_num,
+        client_version=run.client.version,
+        standby=run.access.standby,
+        started_at=run.started_at,
+        finished_at=finished_at,
+        database_bytes=stream.facts.database_bytes,
+        archive_bytes=written.archive_bytes,
+        archive_sha256=written.archive_sha256,
+        index_offset=written.index.offset,
+        index_bytes=written.index.size_bytes,
+        index_sha256=written.index.sha256,
+        totals=Totals(
+            tables=len(tables),
+            rows=sum(table.rows for table in tables),
+            raw_bytes=sum(table.raw_bytes for table in tables) + sum(lo.raw_bytes for lo in promised.large_objects),
+            large_objects=len(promised.large_objects),
+            members=written.members,
+        ),
+        compression=dump.compression_for(run.client, run.job.options.compression),
+        jobs=run.job.options.jobs,
+        filter=_filter(run),
+        warnings=stream.running.warnings[-WARNINGS_KEPT:],
+    )

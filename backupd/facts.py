@@ -1,0 +1,126 @@
+"""What backupd asks a database about itself: identity, properties, tables, files on disk. SQL and its answers only.
+
+Read in the dump's own snapshot where it describes the dump, and in a fresh look where it must notice what happened
+since. Answers are the manifest's types, so that backup and restore compare like with like.
+"""
+
+from collections.abc import Collection, Mapping
+
+from backupd.contract import Facts, Relation
+from backupd.manifest import DatabaseProperties, Extension, Grant, Setting
+from backupd.postgres import Session
+
+
+def read(session: Session) -> Facts:
+    """The facts of the session's database."""
+    return Facts(
+        system_identifier=system_identifier(session),
+        database_bytes=database_bytes(session),
+        properties=properties(session),
+        relations=tuple(relations(session)),
+        extensions=tuple(extensions(session)),
+    )
+
+
+def system_identifier(session: Session) -> str:
+    """The cluster's identity, as text. Every role may ask."""
+    return str(session.row("SELECT system_identifier FROM pg_control_system()")[0])
+
+
+def database_bytes(session: Session) -> int:
+    """The database's size on disk."""
+    return int(session.row("SELECT pg_database_size(current_database())")[0])
+
+
+def databases(session: Session) -> list[str]:
+    """The cluster's databases that accept connections, templates apart, sorted."""
+    query = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
+    return [str(row[0]) for row in session.rows(query)]
+
+
+def properties(session: Session) -> DatabaseProperties:
+    """What CREATE DATABASE, ALTER DATABASE and COMMENT need to make an equal one."""
+    # to_jsonb, because the columns' names differ: daticulocale in 15 and 16, datlocale from 17, daticurules from 16
+    row, owner, encoding, comment = session.row(
+        "SELECT to_jsonb(d), pg_get_userbyid(d.datdba), pg_encoding_to_char(d.encoding),"
+        " shobj_description(d.oid, 'pg_database') FROM pg_database d WHERE d.datname = current_database()"
+    )
+    settings = session.rows(
+        "SELECT coalesce(r.rolname, ''), split_part(s, '=', 1), substr(s, strpos(s, '=') + 1)"
+        " FROM pg_db_role_setting d LEFT JOIN pg_roles r ON r.oid = d.setrole, unnest(d.setconfig) s"
+        " WHERE d.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1, 2"
+    )
+    grants = session.rows(
+        "SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable FROM pg_database d, aclexplode(d.datacl) a"
+        " LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE d.datname = current_database() ORDER BY 1, 2"
+    )
+    return DatabaseProperties(
+        owner=owner,
+        encoding=encoding,
+        locale_provider=row.get("datlocprovider", "c"),
+        collate=row["datcollate"],
+        ctype=row["datctype"],
+        locale=row.get("datlocale", row.get("daticulocale")),
+        icu_rules=row.get("daticurules"),
+        comment=comment,
+        connection_limit=row["datconnlimit"],
+        settings=tuple(Setting(*setting) for setting in settings),
+        grants=None if row["datacl"] is None else tuple(Grant(*grant) for grant in grants),
+    )
+
+
+def role_names(session: Session) -> frozenset[str]:
+    """The cluster's roles."""
+    return frozenset(str(row[0]) for row in session.rows("SELECT rolname FROM pg_roles"))
+
+
+def relations(session: Session) -> list[Relation]:
+    """Every table, partitioned table, foreign table and materialised view that is not temporary or PostgreSQL's."""
+    query = (
+        "SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, EXISTS ("
+        " SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"
+        " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't'"
+        " AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' ORDER BY c.oid"
+    )
+    return [Relation(*row) for row in session.rows(query)]
+
+
+def partition_roots(session: Session) -> dict[tuple[str, str], tuple[str, str]]:
+    """The root (schema, name) of each partition (schema, name)."""
+    query = (
+        "SELECT n.nspname, c.relname, rn.nspname, r.relname"
+        " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " JOIN pg_class r ON r.oid = pg_partition_root(c.oid) JOIN pg_namespace rn ON rn.oid = r.relnamespace"
+        " WHERE c.relispartition AND c.relkind = 'r'"
+    )
+    return {(schema, name): (root_schema, root) for schema, name, root_schema, root in session.rows(query)}
+
+
+def extensions(session: Session) -> list[Extension]:
+    """The installed extensions, sorted."""
+    query = (
+        "SELECT e.extname, e.extversion, n.nspname FROM pg_extension e"
+        " JOIN pg_namespace n ON n.oid = e.extnamespace ORDER BY e.extname"
+    )
+    return [Extension(*row) for row in session.rows(query)]
+
+
+def filenodes(session: Session) -> Mapping[int, int]:
+    """The file on disk of each ordinary table by OID: TRUNCATE, VACUUM FULL and rewriting ALTERs give a new one."""
+    return dict(session.rows("SELECT oid::int8, relfilenode::int8 FROM pg_class WHERE relkind = 'r'"))
+
+
+def rewritten(before: Mapping[int, int], now: Mapping[int, int], dumped: Collection[int]) -> list[int]:
+    """The OIDs of dumped tables whose file changed between two looks; a dropped table is pg_dump's to find."""
+    return sorted(oid for oid in dumped if oid in before and now.get(oid, before[oid]) != before[oid])
+
+
+def copying(session: Session) -> tuple[int, int]:
+    """Bytes and rows that COPYs in the session's database have written so far (pg_stat_progress_copy)."""
+    query = (
+        "SELECT coalesce(sum(bytes_processed), 0)::int8, coalesce(sum(tuples_processed), 0)::int8"
+        " FROM pg_stat_progress_copy WHERE datname = current_database() AND command = 'COPY TO'"
+    )
+    copied_bytes, rows = session.row(query)
+    return int(copied_bytes), int(rows)

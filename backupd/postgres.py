@@ -1,0 +1,313 @@
+"""PostgreSQL: sessions, the lock on the source, the exported snapshot. The only user of psycopg.
+
+Hides how a server is reached (libpq's variables, our overrides, a passfile of our own because libpq ignores one that
+a group may read, as on every Secret volume), which server of several it was (everything later is pinned to it), and
+what SQLSTATEs mean. Above this door there are `Access` and `Session`, backupd's errors, and rows as tuples.
+
+A pooler in between is refused: in transaction mode two runs got the same advisory lock, and it stayed after both left
+(postgres.md 8). It shows itself: the protocol's backend pid is then not that of the backend.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import conninfo, sql
+
+from backupd import connection, scratch
+from backupd.errors import AccessRefused, BackupdError, DatabaseError, Locked, NoRoom, ReplicaConflict, UsageError
+
+LOCK_KEYS = (0x6261636B, 1)
+"""The advisory lock of a backup: two integers, "back" and 1; advisory locks are per database."""
+
+CONNECT_TIMEOUT_SECONDS = "15"
+
+_TIMEOUTS = (
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
+)
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach one server: keywords pinned to the one that answered first, through `database`; children's needs."""
+
+    server: connection.Server
+    database: str
+    passfile: Path | None
+    environment: Mapping[str, str] = field(repr=False)
+    version_num: int
+    version: str
+    standby: bool
+    started_at: float
+
+    @property
+    def major(self) -> int:
+        """The server's major version."""
+        return self.version_num // 10000
+
+    def conninfo(self, database: str) -> str:
+        """A connection string for children's command lines: without the password."""
+        return str(conninfo.make_conninfo(**self.server.keywords, dbname=database))
+
+
+class Session:
+    """One connection in autocommit mode. Every failure is one of backupd's errors."""
+
+    def __init__(self, link: "psycopg.Connection[tuple[Any, ...]]", place: str) -> None:
+        self._link = link
+        self.place = place
+
+    @property
+    def pid(self) -> int:
+        """The server's process, as the protocol said."""
+        return self._link.info.backend_pid
+
+    def rows(self, query: LiteralString, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The query's rows."""
+        with _translated(self.place):
+            return self._link.execute(query, parameters or None).fetchall()
+
+    def row(self, query: LiteralString, parameters: Sequence[object] = ()) -> tuple[Any, ...]:
+        """The query's one row."""
+        return self.rows(query, parameters)[0]
+
+    def execute(self, statement: LiteralString, names: Sequence[str] = (), literals: Sequence[str | int] = ()) -> None:
+        """Runs a statement in which each `{}` is a name, quoted, and then each further one a literal, quoted."""
+        parts = [*(sql.Identifier(name) for name in names), *(sql.Literal(value) for value in literals)]
+        with _translated(self.place):
+            self._link.execute(sql.SQL(statement).format(*parts))
+
+    def count(self, schema: str, table: str, *, descendants: bool) -> int:
+        """The rows of that table, with or without its partitions and children."""
+        query: LiteralString = "SELECT count(*) FROM {}" if descendants else "SELECT count(*) FROM ONLY {}"
+        with _translated(self.place):
+            row = self._link.execute(sql.SQL(query).format(sql.Identifier(schema, table))).fetchone()
+        return int(row[0]) if row else 0
+
+    def cancel(self) -> None:
+        """Asks the server to cancel what another thread runs on this session."""
+        with contextlib.suppress(psycopg.Error):
+            self._link.cancel_safe(timeout=5)
+
+
+@contextlib.contextmanager
+def reach(server: connection.Server, database: str, folder: Path, application: str) -> Iterator[Access]:
+    """Reaches a server for the first time and pins it; a passfile of our own lives in `folder` while the block runs.
+
+    Raises UsageError, AccessRefused or DatabaseError where that fails or a pooler answers.
+    """
+    text = connection.passfile_text(server)
+    passfile = _write_passfile(folder, text) if text is not None else None
+    environment = connection.child_environment(server, passfile, application)
+    try:
+        with _connect(server, passfile, database, application) as link:
+            yield _pinned(link, server, passfile, environment)
+    finally:
+        if passfile is not None:
+            passfile.unlink(missing_ok=True)
+
+
+def _pinned(
+    link: "psycopg.Connection[Any]", server: connection.Server, passfile: Path | None, environment: Mapping[str, str]
+) -> Access:
+    session = Session(link, _place(link))
+    refuse_pooler(session)
+    version_num, version, standby, started_at = session.row(
+        "SELECT current_setting('server_version_num')::int, current_setting('server_version'),"
+        " pg_is_in_recovery(), extract(epoch FROM pg_postmaster_start_time())::float8"
+    )
+    info = link.info
+    pins = {"host": info.host, "hostaddr": info.hostaddr, "port": str(info.port), "user": info.user}
+    pinned = {**server.keywords, **{name: value for name, value in pins.items() if value}}
+    return Access(
+        server=replace(server, keywords=pinned),
+        database=info.dbname,
+        passfile=passfile,
+        environment=environment,
+        version_num=version_num,
+        version=str(version).split()[0],
+        standby=standby,
+        started_at=started_at,
+    )
+
+
+def refuse_pooler(session: Session) -> None:
+    """Raises DatabaseError where something between us and PostgreSQL answered the connection."""
+    if session.row("SELECT pg_backend_pid()")[0] != session.pid:
+        raise DatabaseError(
+            f"a connection pooler answers at {session.place}",
+            detail="Locks and snapshots belong to sessions, and a pooler gives its sessions to others.",
+            hint="Set PGHOST and PGPORT (or BACKUPD_SOURCE__HOST and __PORT) to PostgreSQL's own direct port.",
+        )
+
+
+@contextlib.contextmanager
+def connect(access: Access, database: str, application: str | None = None) -> Iterator[Session]:
+    """A session on the pinned server: no timeouts, UTC, empty search_path, row security off (an error, not a filter).
+
+    Raises DatabaseError where another server, or the same one after a restart, answers.
+    """
+    name = application or access.environment.get("PGAPPNAME", "backupd")
+    with _connect(access.server, access.passfile, database, name) as link:
+        session = Session(link, _place(link))
+        refuse_pooler(session)
+        started_at = session.row("SELECT extract(epoch FROM pg_postmaster_start_time())::float8")[0]
+        if started_at != access.started_at:
+            detail = "Connections must reach one server: this one was started at another time than the first."
+            raise DatabaseError(f"{session.place} is another server, or was restarted", detail=detail)
+        _quieten(session)
+        yield session
+
+
+def _quieten(session: Session) -> None:
+    session.rows("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY(%s)", [list(_TIMEOUTS)])
+    session.execute("SET search_path = ''")
+    session.execute("SET row_security = off")
+    session.execute("SET synchronize_seqscans = off")
+    session.execute("SET TimeZone = 'UTC'")
+
+
+@contextlib.contextmanager
+def _connect(
+    server: connection.Server, passfile: Path | None, database: str, application: str
+) -> "Iterator[psycopg.Connection[tuple[Any, ...]]]":
+    keywords = {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "keepalives_idle": "30",
+        "keepalives_interval": "10",
+        **server.keywords,
+        **({"passfile": str(passfile)} if passfile else {}),
+        **({"password": server.password} if server.password is not None else {}),
+        "dbname": database,
+        "application_name": application,
+        "client_encoding": "utf8",
+    }
+    with _translated(f"{server.keywords.get('host') or 'the configured host'}, database {database}"):
+        link = psycopg.connect(conninfo.make_conninfo(**keywords), autocommit=True)
+    with contextlib.closing(link):
+        yield link
+
+
+def _place(link: "psycopg.Connection[Any]") -> str:
+    return f"{link.info.host}:{link.info.port}, database {link.info.dbname}"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The advisory lock on a source, held by a session that does nothing else but look."""
+
+    session: Session
+
+    def check(self) -> None:
+        """Raises Locked where the lock is not ours any more (the session, and with it the lock, was lost)."""
+        query = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+            " AND classid = %s AND objid = %s AND granted"
+        )
+        try:
+            held = self.session.row(query, LOCK_KEYS)[0]
+        except DatabaseError as exc:
+            message = "the lock on the source was lost during the run"
+            raise DatabaseError(message, detail=exc.message, hint="Run the backup again.") from exc
+        if not held:
+            raise Locked("the lock on the source was lost during the run", hint="Run the backup again.")
+
+
+@contextlib.contextmanager
+def lock(access: Access, database: str, wait_seconds: float = 0.0) -> Iterator[Lock]:
+    """Locks the source for the block. Raises Locked, naming the holder, after waiting `wait_seconds` for it."""
+    deadline = time.monotonic() + wait_seconds
+    with connect(access, database) as session:
+        while not session.row("SELECT pg_try_advisory_lock(%s, %s)", LOCK_KEYS)[0]:
+            if time.monotonic() >= deadline:
+                raise _locked(session, database)
+            time.sleep(min(1.0, max(0.05, deadline - time.monotonic())))
+        yield Lock(session)
+
+
+def _locked(session: Session, database: str) -> Locked:
+    query = (
+        "SELECT a.application_name, coalesce(host(a.client_addr), 'a local socket'), a.backend_start::text, a.pid"
+        " FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND l.granted"
+        " AND l.classid = %s AND l.objid = %s"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    holders = session.rows(query, LOCK_KEYS)
+    detail = "The holder is gone again."
+    if holders:
+        name, address, since, pid = holders[0]
+        detail = f"The holder is {name or 'unnamed'} from {address}, connected since {since}, server process {pid}."
+    return Locked(
+        f"another backup of database {database} is running", detail=detail, hint="Give --wait SECONDS to wait for it."
+    )
+
+
+@contextlib.contextmanager
+def snapshot(access: Access, database: str) -> Iterator[tuple[Session, str]]:
+    """A session in a read-only transaction, and the name of its exported snapshot; both end with the block."""
+    with connect(access, database) as session:
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield session, str(session.row("SELECT pg_export_snapshot()")[0])
+
+
+def _write_passfile(folder: Path, text: str) -> Path:
+    path = folder / "pgpass"
+    with scratch.errors(path):
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+_CLASSES: Mapping[str, type[BackupdError]] = {
+    "28": AccessRefused,  # invalid authorization
+    "42501": AccessRefused,  # insufficient privilege
+    "3D000": UsageError,  # no such database
+    "53100": NoRoom,  # disk full
+    "40001": ReplicaConflict,  # on a standby: a recovery conflict
+}
+
+# libpq gives no SQLSTATE for a connection that was refused, only the server's words (untranslated on most servers)
+_CONNECT_WORDS: Sequence[tuple[str, type[BackupdError]]] = (
+    ("password authentication failed", AccessRefused),
+    ("no password supplied", AccessRefused),
+    ("no pg_hba.conf entry", AccessRefused),
+    ("authentication failed", AccessRefused),
+    ("certificate", AccessRefused),
+    ('role "', AccessRefused),
+    ('database "', UsageError),
+)
+
+_HINTS: Mapping[type[BackupdError], str] = {
+    AccessRefused: "`backupd doctor` tries every permission that is needed, and says which is missing.",
+    UsageError: "Check BACKUPD_SOURCE__DATABASES; `psql -l` lists the server's databases.",
+    ReplicaConflict: "Set hot_standby_feedback = on or raise max_standby_streaming_delay on the standby.",
+    DatabaseError: "`backupd doctor` tries the connection step by step.",
+}
+
+
+@contextlib.contextmanager
+def _translated(place: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as exc:
+        raise _translate(exc, place) from exc
+
+
+def _translate(exc: psycopg.Error, place: str) -> BackupdError:
+    state = exc.sqlstate or ""
+    text = (exc.diag.message_primary or str(exc).strip()).replace("\n", " ")
+    found = _CLASSES.get(state) or _CLASSES.get(state[:2])
+    if found is None and not state:
+        found = next((kind for words, kind in _CONNECT_WORDS if words in text), None)
+    kind = found or DatabaseError
+    detail = " ".join(part for part in (exc.diag.message_detail, f"SQLSTATE {state}." if state else None) if part)
+    hint = _HINTS.get(kind)
+    return kind(f"{place}: {text}", detail=detail or None, hint=hint)

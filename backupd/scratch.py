@@ -1,0 +1,50 @@
+"""Scratch: the private folder of one run, and what a full or unwritable one means.
+
+One place knows that ENOSPC is NoRoom (17) with a setting that helps, and that room is asked for before it is used: a
+disk that fills at 03:00 after an hour of work is the failure that a check of a microsecond prevents.
+"""
+
+import contextlib
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from backupd.errors import NoRoom, UsageError
+
+HINT = "Point BACKUPD_SCRATCH__DIRECTORY at a folder with more room."
+
+
+@contextlib.contextmanager
+def open_scratch(parent: Path | None, name: str) -> Iterator[Path]:
+    """A new folder (0700) in `parent`, or the system's temporary folder; gone with all it holds after the block."""
+    where = parent or Path(tempfile.gettempdir())
+    with errors(where):
+        folder = Path(tempfile.mkdtemp(prefix=f"backupd-{name}-", dir=where))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_room(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Raises NoRoom where the folder's file system has fewer free bytes than are needed."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        message = f"{purpose} needs {needed_bytes} bytes of scratch, {folder} has {free_bytes}"
+        raise NoRoom(message, hint=HINT)
+
+
+@contextlib.contextmanager
+def errors(path: Path) -> Iterator[None]:
+    """Translates what the operating system says of a file or folder in scratch: NoRoom, or UsageError."""
+    try:
+        yield
+    except OSError as exc:
+        detail = f"{exc.strerror or exc}."
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(f"scratch is full: could not write {path}", detail=detail, hint=HINT) from exc
+        message = f"could not use scratch {path}"
+        hint = "BACKUPD_SCRATCH__DIRECTORY must be a folder that backupd may write to."
+        raise UsageError(message, detail=detail, hint=hint) from exc
