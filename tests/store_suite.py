@@ -124,8 +124,10 @@ def test_the_stream_is_closed_after_the_block(store_case: StoreCase) -> None:
 
 def test_a_taken_key_is_refused_and_its_object_stays(store_case: StoreCase) -> None:
     put(store_case.store, "db/x", b"the first")
-    with pytest.raises(AlreadyExists, match="db/x"):
-        put(store_case.store, "db/x", b"the second")
+    entered = False
+    with pytest.raises(AlreadyExists, match="db/x"), store_case.store.create("db/x"):
+        entered = True
+    assert not entered  # told before anything was dumped
     assert get(store_case.store, "db/x") == b"the first"
     assert store_case.leftovers() == []
 

@@ -144,7 +144,6 @@ class LocalStore:
                 raise
             self._rename(key, temporary, path)
         try:
-            temporary.unlink(missing_ok=True)
             _sync_directory(path.parent)
         except BaseException:
             path.unlink(missing_ok=True)

@@ -15,8 +15,8 @@ import functools
 import io
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -32,7 +32,6 @@ from backupd.store import Entry, S3Options, check_key, is_key
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-    from types_boto3_s3.type_defs import CompletedPartTypeDef
 
 THREADS = 2  # parts in flight: more were not faster and hold more memory (performance 3)
 ATTEMPTS = 10  # of one request, by botocore: trouble of about ten seconds is waited out
@@ -41,6 +40,7 @@ RESUMES = 5  # of a broken download, without a byte of progress
 READ_BYTES = 256 * 1024
 SMALLEST_PART_BYTES = 5 << 20  # the protocol's
 
+_Part = dict[str, Any]
 _NONCE = "backupd-upload"
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
 _UNREACHABLE = "Check BACKUPD_STORE__S3__ENDPOINT_URL, and whether the network lets backupd get there."
@@ -173,12 +173,10 @@ class _Upload(io.RawIOBase):
         if client.meta.config.request_checksum_calculation == "when_supported":  # type: ignore[attr-defined]
             self._properties["ChecksumAlgorithm"] = "CRC32"  # AWS expects another one where an upload names none
         self._upload: Mapping[str, Any] | None = None
-        self._buffer = io.BytesIO()
+        self._buffer = bytearray()
         self._number = 0
-        self._parts: list[CompletedPartTypeDef] = []
-        self._threads: list[threading.Thread] = []
-        self._slots = threading.Semaphore(THREADS)
-        self._failure: BaseException | None = None
+        self._under_way: set[futures.Future[_Part]] = set()
+        self._parts: list[_Part] = []
 
     def writable(self) -> bool:
         return True
@@ -186,13 +184,13 @@ class _Upload(io.RawIOBase):
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
         rest = memoryview(data).cast("B")
         size_bytes = len(rest)
-        self._raise_failure()
         if self.closed:
             raise ValueError("write to a closed stream")
         while rest:
-            count = self._buffer.write(rest[: self._part_bytes - self._buffer.tell()])
-            rest = rest[count:]
-            if self._buffer.tell() == self._part_bytes:
+            room = self._part_bytes - len(self._buffer)
+            self._buffer += rest[:room]
+            rest = rest[room:]
+            if len(self._buffer) == self._part_bytes:
                 self._send_part()
         return size_bytes
 
@@ -200,14 +198,12 @@ class _Upload(io.RawIOBase):
         """Makes the object visible."""
         request: Callable[..., object]
         if self._upload is None:
-            body = self._buffer.getvalue()
-            request = functools.partial(self._client.put_object, **self._address, **self._properties, Body=body)
+            put: dict[str, Any] = {**self._address, **self._properties, "Body": self._buffer}
+            request = functools.partial(self._client.put_object, **put)
         else:
-            if self._buffer.tell():
+            if self._buffer:
                 self._send_part()
-            for thread in self._threads:
-                thread.join()
-            self._raise_failure()
+            self._wait(0)
             parts: Any = {"Parts": sorted(self._parts, key=lambda part: part["PartNumber"])}
             request = functools.partial(self._client.complete_multipart_upload, **self._upload, MultipartUpload=parts)
         with _errors(self._action):
@@ -216,9 +212,7 @@ class _Upload(io.RawIOBase):
     def abort(self) -> None:
         """Removes what was sent. What cannot be removed is left to `sweep`: another error is being raised."""
         if self._upload is not None:
-            deadline = time.monotonic() + ABORT_SECONDS
-            for thread in self._threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            futures.wait(self._under_way, ABORT_SECONDS)
             with contextlib.suppress(StoreError, AccessRefused), _errors(self._action):
                 self._client.abort_multipart_upload(**self._upload)
 
@@ -230,37 +224,33 @@ class _Upload(io.RawIOBase):
                 detail="It is larger than was expected when it was begun, and the size of its parts cannot change.",
                 hint=f"Set BACKUPD_STORE__S3__PART_BYTES to {4 * self._part_bytes} and run it again.",
             )
-        self._slots.acquire()
-        self._raise_failure()
+        self._wait(THREADS - 1)
         self._number += 1
-        # getvalue() hands over its bytes without a copy, and the thread is then their only owner.
-        arguments = (self._upload, self._number, self._buffer.getvalue())
-        part = threading.Thread(target=self._send, args=arguments, daemon=True)
-        self._buffer = io.BytesIO()
-        self._threads = [*filter(threading.Thread.is_alive, self._threads), part]
-        part.start()
+        part: futures.Future[_Part] = futures.Future()
+        arguments = (part, self._upload, self._number, self._buffer)
+        self._buffer = bytearray()  # and not bytes, of which botocore would make a copy
+        self._under_way.add(part)
+        threading.Thread(target=self._send, args=arguments, daemon=True).start()
+
+    def _wait(self, most: int) -> None:
+        """Until no more parts are under way; raises what is wrong with one. A signal would break `Thread.join`."""
+        while len(self._under_way) > most:
+            done, self._under_way = futures.wait(self._under_way, return_when=futures.FIRST_COMPLETED)
+            self._parts += [part.result() for part in done]
 
     def _begin(self) -> Mapping[str, Any]:
         with _errors(self._action):
             answer = self._client.create_multipart_upload(**self._address, **self._properties)
         return {**self._address, "UploadId": answer["UploadId"]}
 
-    def _send(self, upload: Mapping[str, Any], number: int, data: bytes) -> None:
+    def _send(self, part: futures.Future[_Part], upload: Mapping[str, Any], number: int, data: bytearray) -> None:
         try:
             with _errors(self._action):
-                answer = self._client.upload_part(**upload, PartNumber=number, Body=data)
-            part: CompletedPartTypeDef = {"PartNumber": number, "ETag": answer["ETag"]}
-            if "ChecksumCRC32" in answer:
-                part["ChecksumCRC32"] = answer["ChecksumCRC32"]
-            self._parts.append(part)
+                answer = self._client.upload_part(**upload, PartNumber=number, Body=cast(Any, data))
+            checksum = _given(ChecksumCRC32=answer.get("ChecksumCRC32"))
+            part.set_result({"PartNumber": number, "ETag": answer["ETag"], **checksum})
         except BaseException as exc:  # noqa: BLE001 - raised in the writer's thread instead
-            self._failure = self._failure or exc
-        finally:
-            self._slots.release()
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+            part.set_exception(exc)
 
     def _publish(self, request: Callable[..., object], **condition: str) -> None:
         """Makes the request that shows the object; without the condition where the service knows none."""

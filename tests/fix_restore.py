@@ -1,0 +1,268 @@
+"""Restoring in tests: backups that are taken once, names that are gone afterwards, databases compared without backupd.
+
+What a restore promises is looked at from outside: content by sorted COPY of both sides, everything else by the text
+of `pg_dump --schema-only --create` of both sides, so that no code of ours compares itself with itself.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from fix_postgres import PostgresServer
+from fix_tools import Site, _once, access_server, wait_until
+from psycopg import sql
+
+from backupd import dump, postgres, restore
+from backupd.connection import Server
+from backupd.manifest import Backup
+from backupd.progress import Progress
+
+MARK = "backupd is restoring this database from {}; not compared yet"
+
+Stocked = Callable[..., tuple[Site, Backup]]
+NewName = Callable[..., str]
+RestoreClients = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PostgresServer, str], tuple[Path, Backup]]:
+    """A store with one backup of that database, taken once; it is copied, never used."""
+    taken: dict[tuple[int, str], tuple[Path, Backup]] = {}
+
+    def take(server: PostgresServer, database: str) -> tuple[Path, Backup]:
+        key = server.port, database
+        if key not in taken:
+            folder = Site(server, tmp_path_factory.mktemp("stock"))
+            taken[key] = folder.store, folder.take(database)
+        return taken[key]
+
+    return take
+
+
+@pytest.fixture
+def stocked(
+    site: Callable[..., Site],
+    shop_of: Callable[[PostgresServer], str],
+    stock: Callable[[PostgresServer, str], tuple[Path, Backup]],
+) -> Stocked:
+    """A site whose store holds one backup, of a shop or of `database`, and that backup; the store is remembered."""
+
+    def make(server: PostgresServer, database: str | None = None, **settings: str) -> tuple[Site, Backup]:
+        store, backup = stock(server, database or shop_of(server))
+        here = site(server, **settings)
+        shutil.copytree(store, here.store, dirs_exist_ok=True)
+        here.remember()
+        return here, backup
+
+    return make
+
+
+@pytest.fixture
+def new_name(new_role: object) -> Iterator[NewName]:
+    """A name that no database has: `new_name(server)`. Afterwards, and before roles go, none has it."""
+    given: list[tuple[PostgresServer, str]] = []
+
+    def give(server: PostgresServer, name: str = "") -> str:
+        given.append((server, name or f"restored_{secrets.token_hex(4)}"))
+        return given[-1][1]
+
+    yield give
+    for server, name in given:
+        with contextlib.suppress(psycopg.OperationalError), server.connect() as connection:  # it may be stopped
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def new_role() -> Iterator[Callable[..., str]]:
+    """A role with a password: `new_role(server, "CREATEDB")`. Afterwards it is gone, with all that it owned."""
+    made: list[tuple[PostgresServer, str]] = []
+
+    def make(server: PostgresServer, options: str = "", name: str = "") -> str:
+        name = name or f"role_{secrets.token_hex(4)}"
+        with server.connect() as connection:
+            statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} " + options)
+            connection.execute(statement.format(sql.Identifier(name), server.password))
+        made.append((server, name))
+        return name
+
+    yield make
+    for server, name in made:
+        role = sql.Identifier(name)
+        with server.connect() as connection:
+            owned = "SELECT datname FROM pg_database WHERE pg_get_userbyid(datdba) = %s AND NOT datistemplate"
+            for (database,) in connection.execute(owned, [name]).fetchall():
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
+            connection.execute(sql.SQL("DROP OWNED BY {}").format(role))
+            connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+@pytest.fixture
+def restore_clients(tmp_path: Path) -> RestoreClients:
+    """Clients whose pg_restore runs a shell script: `$real` is the real one, `$target` its database, `psql` works."""
+
+    def make(server: PostgresServer, script: str) -> Path:
+        folder = tmp_path / f"clients-{secrets.token_hex(4)}"
+        folder.mkdir()
+        (folder / "pg_dump").symlink_to(server.bin_directory / "pg_dump")
+        psql = shlex.quote(str(server.bin_directory / "psql"))
+        (folder / "pg_restore").write_text(
+            f"""#!/bin/sh
+real={shlex.quote(str(server.bin_directory / "pg_restore"))}
+for argument; do case "$argument" in --dbname=*) target="${{argument#--dbname=}}";; esac; done
+psql() {{ {psql} -X -q -v ON_ERROR_STOP=1 -d "$target" -c "$1"; }}
+{script}
+"""
+        )
+        (folder / "pg_restore").chmod(0o755)
+        return folder
+
+    return make
+
+
+def client_of(server: PostgresServer, folder: Path | None = None) -> dump.Client:
+    """The clients of that server, or those in `folder`."""
+    found = dump._look(folder or server.bin_directory, {"PATH": os.environ["PATH"]})
+    assert found is not None
+    return found
+
+
+def restore_to(
+    here: Site,
+    backup: Backup,
+    name: str,
+    *,
+    on: PostgresServer | None = None,
+    clients: list[dump.Client] | None = None,
+    progress: Progress | None = None,
+    keywords: dict[str, str] | None = None,
+    **job: Any,
+) -> restore.Restored:
+    """Restores in process, with --as unless `create=False`; `on` is another server, `keywords` are libpq's."""
+    server = on or here.server
+    job = {"create": True, "scratch": here.scratch, **job}
+    with postgres.reach(_server(here, server, keywords or {}), "postgres", here.temporary, "backupd test") as access:
+        found = [client_of(server)] if clients is None else clients
+        return restore.restore(access, here.catalog, found, backup, restore.Job(name, **job), progress or Progress())
+
+
+def _server(here: Site, server: PostgresServer, keywords: dict[str, str]) -> Server:
+    made = access_server(here)
+    merged = {**made.keywords, "port": str(server.port), "user": server.user, **keywords}
+    return replace(made, keywords=merged, password=server.password)
+
+
+# --- what databases hold, asked without backupd
+
+
+def exists(server: PostgresServer, name: str) -> bool:
+    """Whether a database has that name."""
+    with server.connect() as connection:
+        return connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone() is not None
+
+
+def state(server: PostgresServer, name: str) -> tuple[str | None, bool, str]:
+    """A database's comment, whether everybody may connect, and its owner."""
+    query = (
+        "SELECT shobj_description(oid, 'pg_database'), has_database_privilege('public', oid, 'CONNECT'),"
+        " pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s"
+    )
+    with server.connect() as connection:
+        row = connection.execute(query, [name]).fetchone()
+    assert row is not None, f"there is no database {name}"
+    comment, public, owner = row
+    return comment, public, owner
+
+
+def contents(server: PostgresServer, database: str) -> dict[str, list[bytes]]:
+    """The rows of every table as COPY writes them, sorted; leaves of a hash partitioned table at its root.
+
+    Columns in the order of their names, generated ones too: a child's inherited columns come first after pg_dump.
+    """
+    query = (
+        "SELECT format('%I.%I', n.nspname, c.relname), c.relkind = 'p', (SELECT coalesce(string_agg("
+        " quote_ident(attname), ', ' ORDER BY attname), '') FROM pg_attribute a"
+        " WHERE a.attrelid = c.oid AND attnum > 0 AND NOT attisdropped) FROM pg_class c"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_inherits i ON i.inhrelid = c.oid"
+        " LEFT JOIN pg_partitioned_table p ON p.partrelid = i.inhparent"
+        " WHERE c.relkind IN ('r', 'p') AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'"
+        " AND p.partstrat IS DISTINCT FROM 'h' ORDER BY 1"
+    )
+    options = "-c TimeZone=UTC -c bytea_output=hex -c search_path="
+    found = {}
+    with server.connect(database, options=options, client_encoding="SQL_ASCII") as connection:
+        for table, root, columns in connection.execute(query.encode()).fetchall():
+            statement = b"COPY (SELECT %b FROM %b %b) TO STDOUT" % (columns, b"" if root else b"ONLY", table)
+            with connection.cursor() as cursor, cursor.copy(statement) as copy:
+                found[table.decode()] = sorted(b"".join(bytes(chunk) for chunk in copy).splitlines())
+    return found
+
+
+def values(server: PostgresServer, database: str) -> dict[str, Any]:
+    """What is not in tables: sequences, large objects with owner, grants and comment, materialised views' rows."""
+    queries = {
+        "sequences": "SELECT * FROM pg_sequences ORDER BY schemaname, sequencename",
+        "large objects": "SELECT oid, pg_get_userbyid(lomowner), lomacl::text, md5(lo_get(oid)),"
+        " obj_description(oid, 'pg_largeobject') FROM pg_largeobject_metadata ORDER BY oid",
+        "extensions": "SELECT extname, extnamespace::regnamespace::text FROM pg_extension ORDER BY 1",
+    }
+    with server.connect(database) as connection:
+        return {name: connection.execute(query).fetchall() for name, query in queries.items()}
+
+
+def definitions(server: PostgresServer, database: str, *, client: PostgresServer | None = None) -> list[str]:
+    """The lines of everything but rows, as pg_dump (of `client`) writes it, the database's own name replaced.
+
+    Sorted: a child's inherited columns come first after pg_dump.
+    """
+    argv = [str((client or server).bin_directory / "pg_dump"), "--schema-only", "--create", "--format=plain"]
+    target = psycopg.conninfo.make_conninfo(host=server.host, port=server.port, user=server.user, dbname=database)
+    finished = subprocess.run([*argv, f"--dbname={target}"], capture_output=True, check=True)
+    text = finished.stdout.decode("utf-8", "surrogateescape")
+    for written in (f'"{database}"', database):
+        text = text.replace(written, "THE_DATABASE")
+    text = re.sub(r"(?m)^(\\(un)?restrict .*|-- Dumped .*)$", "", text)
+    return sorted(line.rstrip(",") for line in text.splitlines() if line)
+
+
+# --- a restore that can be caught in the middle
+
+
+@pytest.fixture(scope="session")
+def waiting_of() -> Callable[[PostgresServer], str]:
+    """The name of a database whose restore waits in the middle of its data: a constraint sleeps in all others."""
+    return _once(fill_waiting)
+
+
+def fill_waiting(connection: psycopg.Connection[Any]) -> None:
+    """One table that restores at once, and one whose rows wait in every database but this."""
+    connection.execute("CREATE TABLE at_once AS SELECT n FROM generate_series(1, 10) n")
+    connection.execute(
+        f"CREATE FUNCTION wait_elsewhere() RETURNS boolean LANGUAGE plpgsql AS $body$ BEGIN"
+        f" IF current_database() <> '{connection.info.dbname}' THEN PERFORM pg_sleep(300); END IF; RETURN true;"
+        f" END $body$"
+    )
+    connection.execute("CREATE TABLE slowly (n int CHECK (public.wait_elsewhere()))")
+    connection.execute("INSERT INTO slowly VALUES (1)")
+
+
+def wait_for_copy(server: PostgresServer, name: str) -> int:
+    """The server's process that fills the table of `waiting_of` in that database, once it is there."""
+    with server.connect() as connection:
+        query = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND wait_event = 'PgSleep'"
+
+        def found() -> int | None:
+            row = connection.execute(query, [name]).fetchone()
+            return None if row is None else int(row[0])
+
+        pid: int = wait_until(found, "pg_restore does not wait in the middle")
+        return pid
