@@ -124,7 +124,7 @@ def _is_by_time(what: str) -> bool:
 
 
 def find_label(labels: Iterable[Label], text: str) -> Label:
-    """The label that `text` names, as DATABASE, SERVER/DATABASE or as in keys. Raises UsageError for none or several."""
+    """The label that `text` names, as DATABASE, SERVER/DATABASE or as in keys. Raises UsageError for none or many."""
     known = sorted(set(labels))
     # As in keys it is never ambiguous, so that there is always a way to write a name.
     found = [label for label in known if str(label) == text] or [label for label in known if text in _spellings(label)]

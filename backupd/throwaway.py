@@ -144,7 +144,8 @@ def _private_directory(parent: Path, uid: int | None) -> Iterator[Path]:
             os.chown(name, uid, uid)
             if process.run(["test", "-w", name], _ENVIRONMENT, uid=uid).status:
                 message = f"user {pwd.getpwuid(uid).pw_name} cannot enter {parent}"
-                raise DatabaseError(message, detail="PostgreSQL refuses to run as root and would run as that user.")
+                detail = "PostgreSQL refuses to run as root and would run as that user."
+                raise DatabaseError(message, detail=detail, hint="Set TMPDIR to a folder that everybody may enter.")
         yield Path(name)
 
 

@@ -1,0 +1,37 @@
+"""Where a process begins: signals first, then the rest.
+
+As PID 1 a process without a handler ignores SIGTERM, and one that arrives during the imports would be lost; so the
+handler is installed before anything heavy is imported.
+"""
+
+import signal
+import sys
+from types import FrameType
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises Interrupted once; what comes later must not interrupt the clean-up."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    from backupd.errors import Interrupted
+
+    raise Interrupted(number)
+
+
+def main() -> None:
+    """Runs the command line and exits with its code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    from backupd.errors import Interrupted
+
+    try:
+        from backupd import cli
+
+        code = cli.run(sys.argv[1:])
+    except Interrupted as exc:
+        code = exc.exit_code
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

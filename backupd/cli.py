@@ -1,0 +1,587 @@
+"""The command line: one short function a verb, the only printing, and exit codes.
+
+stdout is the result, stderr the log. Each verb loads the settings, builds values, calls one function and prints what
+it returned; configuration ends here. What a verb needs is imported in it: `backupd list` on a directory imports
+neither psycopg nor boto3.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backupd import __version__, catalog, log, notation, render, retention, settings, terminal
+from backupd.errors import BackupdError, Interrupted, Partial, Stale, UsageError
+from backupd.installation import Installation
+from backupd.manifest import Backup, to_json
+from backupd.selector import name_of
+
+if TYPE_CHECKING:
+    from backupd import demo as demo_verb
+    from backupd import doctor as doctor_verb
+    from backupd import dump
+
+app = typer.Typer(
+    name="backupd",
+    help="PostgreSQL backups that are proven to restore. Settings are BACKUPD_ variables: see the README.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it; without this only say what would be done.")]
+BackupName = Annotated[
+    str, typer.Argument(metavar="ID", help="An id or its first characters, latest, app@latest, app@before:TIME.")
+]
+
+_log = log.get_logger()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; errors are printed as people or programs read them."""
+    _installation.cache_clear()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no failure
+    try:
+        app(list(arguments) or _command())
+    except SystemExit as exc:  # typer has printed what was wrong with the arguments
+        return exc.code if isinstance(exc.code, int) else 2
+    except (BackupdError, Interrupted) as exc:
+        _print_error(exc)
+        return exc.exit_code
+    return 0
+
+
+@cache
+def _installation() -> Installation:
+    """The settings, when a verb first asks: help needs none, and must not fail for a wrong one."""
+    loaded = settings.from_process()
+    log.configure(loaded.log.level, loaded.log.format, settings.secrets(loaded), sys.stderr, loaded.color)
+    return Installation(loaded)
+
+
+def _command() -> list[str]:
+    """The verb that a Job's environment names, where no arguments are given."""
+    command = _installation().settings.environment.get("BACKUPD_COMMAND")
+    return [command] if command else []
+
+
+def _print_error(exc: BackupdError | Interrupted) -> None:
+    error = BackupdError(str(exc)) if isinstance(exc, Interrupted) else exc
+    loaded = _installation().settings if _installation.cache_info().currsize else None
+    if loaded is not None and log.is_json(loaded.log.format, sys.stderr):
+        fields = {"message": error.message, "detail": error.detail, "hint": error.hint}
+        _log.error("run.failed", exit_code=exc.exit_code, reason=exc.reason, **fields)
+    else:
+        print(log.scrub(render.error(error), settings.secrets(loaded) if loaded else ()), file=sys.stderr)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, default=_plain, ensure_ascii=True))
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _backup_json(backup: Backup) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(to_json(backup.manifest))
+    notes = [json.loads(to_json(note)) for note in backup.notes]
+    return document | {"name": str(name_of(backup)), "suspect": backup.suspect, "pinned": backup.pinned, "notes": notes}
+
+
+# --- taking and bringing back
+
+
+@app.command()
+def backup(
+    databases: Annotated[list[str] | None, typer.Argument(help="Databases or patterns; else the setting's.")] = None,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for another run.", envvar="BACKUPD_BACKUP_WAIT")
+    ] = 0.0,
+    json_: Json = False,
+) -> None:
+    """Take a proven backup of each database, then apply the retention policy, if one is set.
+
+    Exit codes: 0 ok, 3 some databases failed for different reasons, 11 another run is busy, 12 access refused,
+    13 no client new enough, 14 the dump is not whole, 17 no room, 18 the server failed; all in the README.
+    """
+    from backupd import backup as verb
+    from backupd import dump
+
+    here = _installation()
+    found, settings_ = here.catalog(), here.settings
+    names = databases or here.databases_of_job()
+    with here.source("backup") as access, terminal.shown() as progress:
+        client = dump.choose_for_dump(here.clients(), access.major)
+        _warn_of_client(client, access.major)
+        outcomes = []
+        for database in here.databases(access, names):
+            job = verb.Job(settings_.server_label, database, here.dump_options(), settings_.scratch.directory, wait)
+            outcomes.append(_outcome(database, partial(verb.take, access, found, client, job, _now, progress)))
+    taken = [outcome for _, outcome in outcomes if isinstance(outcome, Backup)]
+    for each in taken:
+        _print_taken(each, json_)
+        _prune_after(found, each)
+    failures = [(name, outcome) for name, outcome in outcomes if isinstance(outcome, BackupdError)]
+    _raise_failures(failures, len(outcomes), "databases have no new backup")
+
+
+def _outcome(database: str, take: Callable[[], Backup]) -> tuple[str, Backup | BackupdError]:
+    """The backup, or why there is none: one database's failure does not stop the others."""
+    try:
+        return database, take()
+    except BackupdError as exc:
+        _log.error(
+            "backup.failed", database=database, reason=exc.reason, message=exc.message, detail=exc.detail, hint=exc.hint
+        )
+        return database, exc
+
+
+def _warn_of_client(client: "dump.Client", server_major: int) -> None:
+    if client.major != server_major:
+        _log.warning(
+            "client.newer", client=client.version, server=server_major, action="install the server's own major"
+        )
+    if not client.safe:
+        _log.warning("client.vulnerable", client=client.version, action="update it; `backupd doctor` has the floor")
+
+
+def _print_taken(taken: Backup, as_json: bool) -> None:
+    if as_json:
+        _print_json({"message_type": "summary", **_backup_json(taken)})
+        return
+    manifest, totals = taken.manifest, taken.manifest.totals
+    seconds = (manifest.finished_at - manifest.started_at).total_seconds()
+    print(
+        f"{name_of(taken)}: {totals.rows} rows in {totals.tables} tables, {render.size(manifest.archive_bytes)},"
+        f" {render.duration(seconds)}"
+    )
+
+
+def _prune_after(found: catalog.Catalog, taken: Backup) -> None:
+    policy = _installation().settings.retention.policy()
+    if policy is None:
+        return
+    listing = found.backups(taken.source.server, taken.source.database)
+    _carry_out(found, retention.plan(listing.backups, policy, _now()))
+
+
+def _carry_out(found: catalog.Catalog, plan: retention.Plan) -> None:
+    for frozen in plan.frozen:
+        _log.warning("retention.frozen", database=frozen.scope.database, reason=frozen.reason, action="backupd prune")
+    for decision in plan.decisions:
+        if not decision.keep:
+            found.delete(decision.backup)
+            _log.info("backup.pruned", backup=str(name_of(decision.backup)), reasons=list(decision.reasons))
+
+
+@app.command()
+def restore(
+    backup: Annotated[
+        str, typer.Argument(metavar="ID", help="Which backup: app@latest, an id...", envvar="BACKUPD_RESTORE_BACKUP")
+    ],
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Into a new database.", envvar="BACKUPD_RESTORE_AS")
+    ] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Into an existing, empty database.", envvar="BACKUPD_RESTORE_INTO"),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option(help="Keep what was restored even if it is not equal.", envvar="BACKUPD_RESTORE_KEEP")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Connections of pg_restore.", envvar="BACKUPD_RESTORE_JOBS")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Restore a backup and compare it, table by table, before anybody may connect to it.
+
+    Exit codes: 0 ok, 2 no such backup, 14 what was restored is not what was backed up, 15 the target is not empty or
+    lacks roles, 17 no room (with the bytes that are needed), 20 pg_restore failed; all in the README.
+    """
+    from backupd import restore as verb
+
+    name = as_ or into
+    if (as_ is None) == (into is None) or name is None:
+        raise UsageError("restore needs either --as NAME or --into NAME", hint="--as makes a new database.")
+    here = _installation()
+    loaded, found = here.settings, here.catalog()
+    chosen = _find(found, backup)
+    job = verb.Job(
+        database=name,
+        create=as_ is not None,
+        maintenance=loaded.target.database,
+        jobs=jobs or loaded.dump.job_count,
+        keep=keep,
+        scratch=loaded.scratch.directory,
+    )
+    with here.target("restore", loaded.target.database) as access, terminal.shown() as progress:
+        restored = verb.restore(access, found, here.clients(), chosen, job, progress)
+    if json_:
+        _print_json({"message_type": "summary", "backup": str(name_of(chosen)), **asdict(restored)})
+        return
+    print(render.comparison(restored))
+    seconds = ", ".join(f"{stage} {render.duration(spent)}" for stage, spent in restored.seconds.items())
+    print(f"database {name} holds what backup {chosen.id} promises ({seconds})")
+
+
+@app.command()
+def fetch(
+    backup: BackupName, directory: Annotated[Path, typer.Argument(help="A folder to make, for pg_restore.")]
+) -> None:
+    """Write the members of a backup, each checked, into a new folder that pg_restore takes as it is."""
+    from backupd import archive, scratch
+    from backupd import restore as verb
+
+    found = _installation().catalog()
+    chosen = _find(found, backup)
+    index = archive.read_index(found.store, catalog.archive_key(name_of(chosen)), chosen.manifest)
+    with scratch.errors(directory):
+        directory.mkdir(mode=0o700)
+    with terminal.shown() as progress:
+        verb.fetch(found, chosen, index, directory, progress)
+    print(f"pg_restore --exit-on-error --jobs=4 --dbname=NAME {directory}")
+
+
+# --- looking
+
+
+@app.command("list")
+def list_(
+    database: Annotated[str | None, typer.Argument(help="Only of this DATABASE, or SERVER/DATABASE.")] = None,
+    orphans: Annotated[bool, typer.Option("--orphans", help="Show remains of backups that failed instead.")] = False,
+    json_: Json = False,
+) -> None:
+    """List the backups: each is complete, and was decoded to its last byte when it was taken."""
+    listing = _listing(database)
+    if orphans:
+        rows = [(entry.key, entry.size_bytes, f"{entry.modified_at:%Y-%m-%d %H:%M}") for entry in listing.orphans]
+        _print_json([asdict(entry) for entry in listing.orphans]) if json_ else print(
+            render.table(("ORPHAN", "BYTES", "MODIFIED"), rows) if rows else "no orphans"
+        )
+    elif json_:
+        _print_json([_backup_json(each) for each in listing.backups])
+    else:
+        print(render.listing(listing, _now()))
+    for broken in listing.broken:
+        _log.warning("backup.broken", key=broken.key, message=broken.error.message, action="backupd list --json")
+
+
+@app.command()
+def show(backup: BackupName, json_: Json = False) -> None:
+    """Show what one backup holds and what was proven of it."""
+    chosen = _installation().catalog().find(backup)
+    _print_json(_backup_json(chosen)) if json_ else print(render.show(chosen))
+
+
+@app.command()
+def tables(backup: BackupName, json_: Json = False) -> None:
+    """List the tables of a backup: rows, bytes and content fingerprint of each."""
+    from backupd import archive
+
+    found = _installation().catalog()
+    chosen = found.find(backup)
+    index = archive.read_index(found.store, catalog.archive_key(name_of(chosen)), chosen.manifest)
+    _print_json(asdict(index.contract)) if json_ else print(render.tables(index))
+
+
+@app.command()
+def verify(
+    backups: Annotated[list[str], typer.Argument(metavar="ID...|all", help="Backups, or all of them.")],
+    json_: Json = False,
+) -> None:
+    """Read backups back: hash and decode every byte, and note the result. Exit code 14 if one is damaged."""
+    from backupd import verify as verb
+
+    found = _installation().catalog()
+    chosen = found.backups().backups if backups == ["all"] else tuple(found.find(text) for text in backups)
+    failures = []
+    with terminal.shown() as progress:
+        for each in chosen:
+            try:
+                verified = verb.verify(found, each, _now(), progress)
+            except BackupdError as exc:
+                failures.append((each.id, exc))
+                _log.error("backup.unverified", backup=str(name_of(each)), message=exc.message, detail=exc.detail)
+                continue
+            _print_json(_backup_json(verified)) if json_ else print(f"{name_of(each)}: {render.proof(verified)}")
+    _raise_failures(failures, len(chosen), "backups are not good")
+
+
+@app.command()
+def check(
+    max_age: Annotated[
+        str,
+        typer.Option(
+            "--max-age", metavar="26h", help="How old the newest good backup may be.", envvar="BACKUPD_CHECK_MAX_AGE"
+        ),
+    ],
+    json_: Json = False,
+) -> None:
+    """One line and an exit code for any probe or monitor: 0 where every database is fresh, 19 where one is not."""
+    here, allowed = _installation(), _duration(max_age, "--max-age")
+    found = catalog.check(here.catalog().backups(), here.expected(), allowed, _now(), here.filter())
+    if json_:
+        _print_json([asdict(each) for each in found])
+    stale = [each for each in found if each.stale]
+    text = "; ".join(f"{each.label}: {each.reason}" for each in stale or found)
+    if stale:
+        hint = "Run `backupd backup`, or `backupd retire DATABASE` where it is gone for good."
+        raise Stale(f"{len(stale)} of {len(found)} databases have no fresh backup", detail=f"{text}.", hint=hint)
+    if not found:
+        raise Stale("no database is expected and none is backed up", hint="Set BACKUPD_SOURCE__DATABASES.")
+    if not json_:
+        print(f"ok: {render.printable(text)}")
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Try every permission and assumption once, and say what to do about each that fails."""
+    from backupd import doctor as verb
+
+    here = _installation()
+    hidden = settings.secrets(here.settings)
+    findings = [
+        replace(each, text=log.scrub(each.text, hidden), hint=log.scrub(each.hint, hidden) if each.hint else None)
+        for each in verb.examine(_doctor_subject(here), _now)
+    ]
+    if json_:
+        _print_json(findings)
+    else:
+        for finding in findings:
+            print(render.finding(finding))
+    failed = next((finding for finding in findings if finding.status == "fail"), None)
+    raise typer.Exit(failed.exit_code if failed else 0)
+
+
+def _doctor_subject(here: Installation) -> "doctor_verb.Subject":
+    from backupd import doctor as verb
+
+    loaded, environment = here.settings, here.settings.environment
+    server_names = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
+    has_source = loaded.source.model_fields_set - {"server"} or any(map(environment.get, server_names))
+    password_names = ("BACKUPD_SOURCE__PASSWORD", "BACKUPD_SOURCE__PASSWORD_FILE", "PGPASSWORD", "PGPASSFILE")
+    return verb.Subject(
+        source=partial(here.source, "doctor") if has_source else None,
+        databases=lambda access: here.databases(access, ()),
+        password_from=next(filter(environment.get, password_names), None),
+        passfile=Path(environment.get("PGPASSFILE") or Path.home() / ".pgpass"),
+        clients=here.clients(),
+        client_folders=loaded.dump.clients,
+        options=here.dump_options(),
+        scratch=loaded.scratch.directory,
+        store_url=loaded.store.url,
+        s3_options=loaded.s3_options(),
+        policy=loaded.retention.policy(),
+    )
+
+
+# --- keeping and removing
+
+
+@app.command()
+def prune(yes: Yes = False, json_: Json = False) -> None:
+    """Show which of this server's backups the retention policy removes, and why; with --yes remove them."""
+    loaded, found = _installation().settings, _installation().catalog()
+    listing = found.backups(loaded.server_label)
+    plan = retention.plan(listing.backups, loaded.retention.policy(), _now())
+    if json_:
+        _print_json(
+            {"decisions": [_decision_json(each) for each in plan.decisions], "frozen": list(plan.frozen), "done": yes}
+        )
+    else:
+        print(render.plan(plan))
+    if yes:
+        _carry_out(found, plan)
+    elif plan.removed and not json_:
+        print(f"{len(plan.removed)} to remove: nothing was removed, --yes removes them")
+
+
+def _decision_json(decision: retention.Decision) -> dict[str, object]:
+    return {"backup": str(name_of(decision.backup)), "keep": decision.keep, "reasons": decision.reasons}
+
+
+@app.command()
+def delete(backup: BackupName, yes: Yes = False) -> None:
+    """Delete one backup, whatever the policy says."""
+    found = _installation().catalog()
+    chosen = found.find(backup)
+    if chosen.pinned:
+        raise UsageError(f"backup {chosen.id} is pinned", hint=f"Run `backupd unpin {chosen.id}` first.")
+    if not yes:
+        raise UsageError(f"would delete {name_of(chosen)}", hint="Give --yes to delete it.")
+    found.delete(chosen)
+    print(f"deleted {name_of(chosen)}")
+
+
+@app.command()
+def pin(backup: BackupName) -> None:
+    """Keep a backup whatever the retention policy says."""
+    _note_pin(backup, pinned=True)
+
+
+@app.command()
+def unpin(backup: BackupName) -> None:
+    """Leave a pinned backup to the retention policy again."""
+    _note_pin(backup, pinned=False)
+
+
+def _note_pin(text: str, *, pinned: bool) -> None:
+    found = _installation().catalog()
+    chosen = found.find(text)
+    found.note(chosen, "pinned", pinned, {}, _now())
+    print(f"{'pinned' if pinned else 'unpinned'} {name_of(chosen)}")
+
+
+@app.command()
+def adopt(
+    database: Annotated[str, typer.Argument(metavar="SERVER/DATABASE", help="The label that has a new identity.")],
+    yes: Yes = False,
+) -> None:
+    """Take over a label's backups under its newest identity, after pg_upgrade: retention is frozen until then."""
+    found = _installation().catalog()
+    backups = _readable(found.database(database))
+    identity = backups[0].source.system_identifier
+    older = [each for each in backups if each.source.system_identifier != identity]
+    for each in older:
+        print(f"{'adopted' if yes else 'would adopt'} {name_of(each)} (was {each.source.system_identifier})")
+        if yes:
+            found.note(each, "adopted", True, {"system_identifier": identity}, _now())
+    if not older:
+        print(f"nothing to adopt: all {len(backups)} backups are of cluster {identity}")
+
+
+@app.command()
+def retire(
+    database: Annotated[str, typer.Argument(metavar="SERVER/DATABASE", help="A database that is gone.")],
+) -> None:
+    """Stop expecting backups of a dropped database; its backups stay."""
+    found = _installation().catalog()
+    newest = _readable(found.database(database))[0]
+    found.note(newest, "retired", True, {}, _now())
+    print(f"retired {newest.source.database}: `backupd check` expects no new backup of it")
+
+
+@app.command()
+def demo() -> None:
+    """Show the whole promise on a throw-away PostgreSQL, in under a minute: back up, destroy, restore, compare."""
+    from backupd import demo as verb
+
+    loaded = _installation().settings
+    if "level" not in loaded.log.model_fields_set:  # events would drown the steps
+        log.configure("warning", loaded.log.format, settings.secrets(loaded), sys.stderr, loaded.color)
+    settings.forget_libpq_variables()
+    verb.run(_show_step, _now, loaded.environment.get("PATH"))
+
+
+def _show_step(shown: "demo_verb.Shown") -> None:
+    """Prints what the demo shows, as the verbs print it, at once: somebody is watching."""
+    text = str(shown)
+    match shown:
+        case catalog.Listing():
+            text = render.listing(shown, _now())
+        case Backup():
+            text = render.show(shown)
+        case tuple():
+            text = render.table(("", "BEFORE", "BY HAND"), [(each.name, each.before, each.after) for each in shown])
+        case str():
+            pass
+        case _:
+            text = render.comparison(shown)
+    print(text, flush=True)
+
+
+# --- shared by the verbs
+
+
+def _print_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    from backupd.doctor import describe_client
+
+    print(f"backupd {__version__}")
+    try:
+        for client in _installation().clients():
+            print(f"pg_dump and pg_restore {describe_client(client)}")
+    except BackupdError as exc:  # wrong settings are no reason to hide a version
+        print(f"pg_dump and pg_restore were not looked for: {exc.message}")
+    print(f"psycopg {metadata.version('psycopg')}")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the versions of backupd and its clients.",
+            callback=_print_versions,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """PostgreSQL backups that are proven to restore. Settings are BACKUPD_ variables: see the README."""
+
+
+def _find(found: catalog.Catalog, text: str) -> Backup:
+    chosen = found.find(text)
+    if chosen.suspect:
+        _log.warning("backup.suspect", backup=str(name_of(chosen)), why=chosen.suspect, action="choose another backup")
+    return chosen
+
+
+def _listing(text: str | None) -> catalog.Listing:
+    """The store's backups, all or those of one database."""
+    found = _installation().catalog()
+    return found.backups() if text is None else found.database(text)
+
+
+def _readable(listing: catalog.Listing) -> Sequence[Backup]:
+    """The listing's backups, newest first, of which there is at least one; else what is wrong with them."""
+    if not listing.backups:
+        raise listing.broken[0].error if listing.broken else UsageError("only orphans are there")
+    return listing.backups
+
+
+def _duration(text: str, flag: str) -> timedelta:
+    try:
+        return notation.parse_duration(text)
+    except ValueError as exc:
+        raise UsageError(f"{flag} {exc}") from None
+
+
+def _raise_failures(failures: Sequence[tuple[str, BackupdError]], total: int, what: str) -> None:
+    """Raises the one failure, the failures' one class, or Partial, naming the losers."""
+    if not failures:
+        return
+    first = failures[0][1]
+    if total == 1:
+        raise first
+    kinds = {type(exc) for _, exc in failures}
+    losers = ", ".join(name for name, _ in failures)
+    detail = " ".join(f"{name}: {exc.message}." for name, exc in failures)
+    kind = kinds.pop() if len(kinds) == 1 else Partial
+    raise kind(f"{len(failures)} of {total} {what}: {losers}", detail=detail, hint=first.hint)

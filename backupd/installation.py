@@ -1,0 +1,145 @@
+"""What a verb needs, made of the settings: catalog, a server that was reached, clients, the databases that are meant.
+
+The settings end here and in `cli`: below there are values. What is heavy is imported where it is used, so that a verb
+which only reads the catalog imports neither psycopg nor boto3.
+"""
+
+import contextlib
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backupd import log, scratch
+from backupd.catalog import Catalog
+from backupd.connection import Server, child_environment
+from backupd.errors import BackupdError, UsageError
+from backupd.manifest import Filter
+from backupd.selector import Label
+from backupd.settings import Settings
+from backupd.store import open_store
+
+if TYPE_CHECKING:
+    from backupd import dump, postgres
+
+_log = log.get_logger()
+
+MAINTENANCE_DATABASE = "postgres"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The settings of this process, and what they make."""
+
+    settings: Settings
+
+    def catalog(self) -> Catalog:
+        """The backups in the store. Raises UsageError where none is set."""
+        return Catalog(open_store(self.settings.store_url(), self.settings.s3_options()))
+
+    @contextlib.contextmanager
+    def source(self, purpose: str) -> "Iterator[postgres.Access]":
+        """The source's server, reached by the first of its databases that lets us in."""
+        named = (*_literal(self.settings.source.databases), self.settings.default_database, MAINTENANCE_DATABASE)
+        databases = list(dict.fromkeys(name for name in named if name))
+        with _reached(self.settings.source_server(), databases, purpose) as access:
+            yield access
+
+    @contextlib.contextmanager
+    def target(self, purpose: str, database: str) -> "Iterator[postgres.Access]":
+        """The server that restores go to, reached by that database."""
+        with _reached(self.settings.target_server(), [database], purpose) as access:
+            yield access
+
+    def clients(self) -> "list[dump.Client]":
+        """PostgreSQL's clients on this machine."""
+        from backupd import dump
+
+        environment = child_environment(self.settings.source_server(), None, "backupd")
+        return dump.find_clients(self.settings.dump.clients, environment)
+
+    def dump_options(self) -> "dump.Options":
+        """How dumps are made."""
+        from backupd import dump
+
+        chosen = self.settings.dump
+        return dump.Options(
+            jobs=chosen.job_count,
+            compression=chosen.compression,
+            include=chosen.include,
+            exclude=chosen.exclude,
+            lock_wait_seconds=chosen.lock_wait.total_seconds(),
+        )
+
+    def filter(self) -> Filter | None:
+        """The patterns that make this installation's backups filtered ones."""
+        chosen = self.settings.dump
+        return Filter(chosen.include, chosen.exclude) if chosen.include or chosen.exclude else None
+
+    def databases(self, access: "postgres.Access", names: Sequence[str]) -> list[str]:
+        """The databases that `names`, else the settings, mean. Raises UsageError where a pattern matches none."""
+        from backupd import facts, postgres
+
+        default = self.settings.default_database
+        wanted = list(names) or list(self.settings.source.databases) or ([default] if default else [])
+        if not wanted:
+            raise UsageError("no database is named", hint="Name one, or set BACKUPD_SOURCE__DATABASES or PGDATABASE.")
+        if not any(_is_pattern(name) for name in wanted):
+            return list(dict.fromkeys(wanted))
+        with postgres.connect(access, access.database) as session:
+            there = facts.databases(session)
+        return choose(wanted, there)
+
+    def databases_of_job(self) -> list[str]:
+        """The databases that a Job made from a template names in its environment."""
+        text = self.settings.environment.get("BACKUPD_BACKUP_DATABASES", "")
+        return [name.strip() for name in text.split(",") if name.strip()]
+
+    def expected(self) -> list[Label] | None:
+        """The labels that should have backups, where the source can be asked; None means those of the catalog."""
+        if not (self.settings.source.databases or self.settings.default_database):
+            return None
+        try:
+            with self.source("check") as access:
+                return [Label(self.settings.server_label, name) for name in self.databases(access, ())]
+        except BackupdError as exc:
+            _log.warning("source.unreachable", message=exc.message, action="databases without a backup are not seen")
+            return None
+
+
+def choose(wanted: Iterable[str], there: Sequence[str]) -> list[str]:
+    """The names that are meant, each once: a pattern's matches among `there`, a plain name as it is."""
+    chosen: list[str] = []
+    for name in wanted:
+        matches = [each for each in there if fnmatch.fnmatchcase(each, name)] if _is_pattern(name) else [name]
+        if not matches:
+            hint = f"The server has: {', '.join(there[:20])}."
+            raise UsageError(f"no database matches {name!r}", hint=hint)
+        chosen += matches
+    return list(dict.fromkeys(chosen))
+
+
+def _literal(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not _is_pattern(name)]
+
+
+def _is_pattern(name: str) -> bool:
+    return any(character in name for character in "*?[")
+
+
+@contextlib.contextmanager
+def _reached(server: Server, databases: Sequence[str], purpose: str) -> "Iterator[postgres.Access]":
+    """The server, by the first of the databases that answers; the first one's error where none does."""
+    from backupd import postgres
+
+    with scratch.open_scratch(None, "access") as folder, contextlib.ExitStack() as stack:
+        failures: list[BackupdError] = []
+        for database in databases:
+            try:
+                access = stack.enter_context(postgres.reach(server, database, folder, f"backupd {purpose}"))
+            except BackupdError as exc:
+                failures.append(exc)
+                continue
+            yield access
+            return
+        raise failures[0]

@@ -1,0 +1,196 @@
+"""Values to text for people: tables in columns, sizes, ages, errors. Nothing here prints.
+
+Names come from databases that anybody may have named: control characters would act on the reader's terminal, so what
+is not printable is shown escaped, here, in the one place that all text for people passes.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from backupd.catalog import Listing
+from backupd.errors import BackupdError
+from backupd.manifest import Backup, Index
+from backupd.retention import Plan
+from backupd.selector import name_of
+
+if TYPE_CHECKING:  # a quarter of a second of psycopg, which `list` does not need
+    from backupd.doctor import Finding
+    from backupd.restore import Restored
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def printable(text: str) -> str:
+    """The text with everything that is not printable escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns, two spaces apart; numbers to the right."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    numeric = [all(isinstance(row[index], int) for row in rows) for index in range(len(header))] if cells else []
+    lines = [list(header), *cells]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if numeric and numeric[index] else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that fits: 1.5 MiB."""
+    for unit in _UNITS:
+        if count < 1024 or unit == _UNITS[-1]:
+            break
+        count /= 1024
+    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def age(since: datetime, now: datetime) -> str:
+    """How long ago, in the one or two units that matter: 3d4h."""
+    seconds = int((now - since).total_seconds())
+    if seconds < 60:
+        return f"{max(seconds, 0)}s"
+    minutes, hours, days = seconds // 60 % 60, seconds // 3600 % 24, seconds // 86400
+    return f"{days}d{hours}h" if days else f"{hours}h{minutes}m" if hours else f"{minutes}m"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    return f"{seconds:.1f} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))
+
+
+def proof(backup: Backup) -> str:
+    """The strongest word that is true of the backup: stored, hashed, decoded..., or why it is suspect."""
+    if backup.suspect:
+        return f"SUSPECT: {backup.suspect}"
+    drilled, verified = backup.note("drilled"), backup.note("verified")
+    if drilled is not None:
+        return f"{drilled.facts.get('level', 'restored')} {drilled.at:%Y-%m-%d}"
+    return "stored" if verified is None else f"verified {verified.at:%Y-%m-%d}"
+
+
+def listing(found: Listing, now: datetime) -> str:
+    """What `list` shows: a line a backup, newest last, then what is broken."""
+    rows = [
+        (
+            f"{backup.source.server}/{backup.source.database}",
+            backup.id,
+            age(backup.manifest.finished_at, now),
+            size(backup.manifest.archive_bytes),
+            backup.manifest.totals.tables,
+            backup.manifest.totals.rows,
+            ", ".join(_remarks(backup)),
+        )
+        for backup in sorted(found.backups, key=lambda backup: (name_of(backup).label, backup.id))
+    ]
+    shown = table(("DATABASE", "ID", "AGE", "SIZE", "TABLES", "ROWS", "PROOF"), rows) if rows else "no backups"
+    broken = [f"broken: {printable(item.key)}: {printable(item.error.message)}" for item in found.broken]
+    return "\n".join([shown, *broken])
+
+
+def _remarks(backup: Backup) -> list[str]:
+    remarks = [proof(backup)]
+    if backup.manifest.filter is not None:
+        remarks.append("filtered")
+    if backup.pinned:
+        remarks.append("pinned")
+    return remarks
+
+
+def show(backup: Backup) -> str:
+    """What `show` says of one backup."""
+    manifest, totals = backup.manifest, backup.manifest.totals
+    filters = manifest.filter
+    lines = [
+        ("backup", f"{name_of(backup)}"),
+        ("proof", proof(backup)),
+        ("source", f"database {manifest.source.database} of cluster {manifest.source.system_identifier}"),
+        ("server", f"PostgreSQL {manifest.server_version}{', a standby' if manifest.standby else ''}"),
+        ("client", f"pg_dump {manifest.client_version}, {manifest.compression}, {manifest.jobs} jobs"),
+        ("started", f"{manifest.started_at:%Y-%m-%d %H:%M:%S} UTC"),
+        ("took", duration((manifest.finished_at - manifest.started_at).total_seconds())),
+        ("archive", f"{size(manifest.archive_bytes)} ({manifest.archive_bytes} bytes)"),
+        ("sha256", manifest.archive_sha256),
+        (
+            "decoded",
+            f"{totals.rows} rows in {totals.tables} tables, {totals.large_objects} large objects,"
+            f" {size(totals.raw_bytes)}",
+        ),
+        ("rewrites", f"checked: {manifest.rewrite_check}"),
+    ]
+    if filters is not None:
+        lines.append(
+            (
+                "filtered",
+                f"include {', '.join(filters.include) or '*'}; exclude {', '.join(filters.exclude) or 'nothing'}",
+            )
+        )
+    lines += [
+        (note.kind, f"{'yes' if note.ok else 'NO'}, {note.at:%Y-%m-%d %H:%M:%S} UTC {_facts(note.facts)}")
+        for note in backup.notes
+    ]
+    lines += [("pg_dump said", warning) for warning in manifest.warnings]
+    return "\n".join(f"{name + ':':<14}{printable(text)}" for name, text in lines)
+
+
+def _facts(facts: object) -> str:
+    return ", ".join(f"{key} {value}" for key, value in facts.items()) if isinstance(facts, dict) else ""
+
+
+def tables(index: Index) -> str:
+    """What `tables` shows: the contract's tables, and what was left out with the reason."""
+    contract = index.contract
+    rows = [
+        (f"{item.schema}.{item.name}", item.rows, item.raw_bytes, item.fingerprint[:16], item.member)
+        for item in contract.tables
+    ]
+    shown = table(("TABLE", "ROWS", "BYTES", "FINGERPRINT", "MEMBER"), rows)
+    skipped = [f"without rows: {printable(f'{item.schema}.{item.name}: {item.reason}')}" for item in contract.skipped]
+    return "\n".join([shown, *skipped])
+
+
+def comparison(restored: "Restored") -> str:
+    """What `restore` found: the contract's lines with both numbers."""
+    rows = [
+        (
+            item.name,
+            item.promised,
+            "missing" if item.found is None else item.found,
+            "equal" if item.equal else "DIFFERENT",
+        )
+        for item in restored.comparisons
+    ]
+    return table(("", "BACKUP", "RESTORED", ""), rows)
+
+
+def plan(chosen: Plan) -> str:
+    """What retention would do, with the reason for each backup."""
+    rows = [
+        (
+            f"{decision.backup.source.server}/{decision.backup.source.database}",
+            decision.backup.id,
+            "keep" if decision.keep else "REMOVE",
+            ", ".join(decision.reasons),
+        )
+        for decision in chosen.decisions
+    ]
+    return table(("DATABASE", "ID", "", "REASON"), rows) if rows else "no backups"
+
+
+def finding(found: "Finding") -> str:
+    """One line of `doctor`: status, name, what was found; what to do about it on the next."""
+    line = f"{found.status:<4}  {found.name}: {found.text}"
+    return printable(line) + (f"\n      hint: {printable(found.hint)}" if found.hint else "")
+
+
+def error(exc: BackupdError) -> str:
+    """An error as people read it: a line each for message, detail and hint."""
+    parts = (("error", exc.message), ("detail", exc.detail), ("hint", exc.hint))
+    return "\n".join(f"{name}: {printable(line)}" for name, text in parts if text for line in text.splitlines())

@@ -1,0 +1,136 @@
+"""The house as the imports draw it: each module may import what stands to its right, and outside things by one door.
+
+    cli ─▶ installation terminal render ─▶ settings ─▶ verbs ─▶ catalog ─▶ edges ─▶ process ─▶ pure ─▶ base
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "backupd"
+
+# leftmost first; modules of one layer may import each other only where EXCEPTIONS says so
+LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
+    ("start", frozenset({"__main__"})),
+    ("shell", frozenset({"cli"})),
+    ("parts of the shell", frozenset({"installation", "terminal", "render"})),
+    ("settings", frozenset({"settings"})),
+    ("verbs", frozenset({"backup", "restore", "verify", "doctor", "demo"})),
+    ("memory", frozenset({"catalog"})),
+    ("questions to a database", frozenset({"facts", "target"})),
+    ("edges", frozenset({"archive", "dump", "postgres", "throwaway", "store.local", "store.s3"})),
+    ("doors", frozenset({"process", "scratch", "store"})),
+    (
+        "pure",
+        frozenset(
+            {
+                "connection",
+                "contract",
+                "decode",
+                "manifest",
+                "notation",
+                "progress",
+                "retention",
+                "sections",
+                "selector",
+                "toc",
+            }
+        ),
+    ),
+    ("base", frozenset({"errors", "log", "__init__"})),
+)
+
+EXCEPTIONS = {
+    ("target", "facts"),  # what a target is asked, a source is asked too
+    ("demo", "backup"),  # the demo is the other verbs, one after the other
+    ("demo", "restore"),
+    ("demo", "verify"),
+    ("render", "restore"),  # for its type only
+    ("store", "store.local"),  # open_store imports them where they are opened
+    ("store", "store.s3"),
+    ("contract", "toc"),
+    ("contract", "decode"),
+    ("contract", "manifest"),
+    ("sections", "connection"),
+    ("sections", "notation"),
+    ("sections", "retention"),
+    ("retention", "manifest"),
+    ("selector", "manifest"),
+    ("toc", "manifest"),
+}
+
+DOORS = {
+    "subprocess": {"process"},
+    "psycopg": {"postgres"},
+    "boto3": {"store.s3"},
+    "botocore": {"store.s3"},
+    "typer": {"cli"},
+    "structlog": {"log"},
+    "tarfile": {"archive"},
+    "inotify_simple": {"dump"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name below it."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imports(path: Path) -> set[str]:
+    """The dotted names that a module imports, anywhere in it, with each name of a `from` import appended."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def internal(path: Path) -> set[str]:
+    """The package's own modules that a module imports."""
+    known = modules()
+    found = set()
+    for name in imports(path):
+        inner = name.removeprefix("backupd.") if name.startswith("backupd.") else ""
+        candidates = [inner, inner.rpartition(".")[0]]
+        found |= {next((each for each in candidates if each in known), "__init__")} if inner else set()
+    return found - {"__init__"}
+
+
+def layer(module: str) -> int:
+    """The number of a module's layer, from the left."""
+    return next(number for number, (_, members) in enumerate(LAYERS) if module in members)
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_every_module_has_a_room(module: str) -> None:
+    rooms = [name for name, members in LAYERS if module in members]
+
+    assert len(rooms) == 1, f"{module} stands in no layer, or in several: {rooms}"
+
+
+@pytest.mark.parametrize(("module", "path"), sorted(modules().items()))
+def test_imports_go_rightwards_only(module: str, path: Path) -> None:
+    wrong = {
+        other for other in internal(path) if layer(other) <= layer(module) and (module, other) not in EXCEPTIONS
+    }
+
+    assert not wrong, f"{module} may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize(("module", "path"), sorted(modules().items()))
+def test_each_outside_thing_has_one_door(module: str, path: Path) -> None:
+    opened = {name.partition(".")[0] for name in imports(path)} & DOORS.keys()
+
+    assert all(module in DOORS[name] for name in opened), f"{module} imports {sorted(opened)}"
+
+
+def test_no_exception_is_left_over() -> None:
+    """An exception that nothing uses any more would hide the next wrong import."""
+    known = modules()
+    unused = {pair for pair in EXCEPTIONS if pair[0] not in known or pair[1] not in internal(known[pair[0]])}
+
+    assert not unused - {pair for pair in EXCEPTIONS if pair[0] not in known}
