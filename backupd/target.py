@@ -1,0 +1,462 @@
+"""The database that a restore fills: made beside, closed until it has proved equal, compared, opened or dropped.
+
+SQL and its answers only. A database under restore is never closed with ALLOW_CONNECTIONS false (a crash would leave
+it closed to its owner too): CONNECT is revoked from PUBLIC, which template0 gives to every new database, and given
+back after the comparison, in one transaction with the rest. Until then its comment says what it is, for whoever finds
+it after a crash; an existing database's comment also says what it was, for the restore that is tried again.
+"""
+
+import contextlib
+import queue
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import LiteralString, TypeVar
+
+from backupd import facts, log
+from backupd.contract import Relation
+from backupd.errors import AccessRefused, BackupdError, DatabaseError, Interrupted, TargetRefused, UsageError
+from backupd.manifest import Contract, DatabaseProperties, Table
+from backupd.manifest import Sequence as SequenceValue
+from backupd.postgres import Access, Session, connect
+
+NAME_LIMIT_BYTES = 63
+
+_MARK = "backupd is restoring this database from {}; not compared yet"
+_WAS_OPEN = "; PUBLIC could connect before"
+_MARKED = re.compile(r"backupd is restoring this database from \S+; not compared yet")
+
+_DROP_PAUSES_SECONDS = (0.0, 0.5, 1.5, 3.0)
+"""Before each try of a drop: when one of its processes was killed, a server is back after a recovery."""
+
+_Name = tuple[str, str]
+_Step = tuple[LiteralString, list[str], list[str | int]]
+_Task = TypeVar("_Task")
+_Answer = TypeVar("_Answer")
+
+_log = log.get_logger()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of the contract: what it is about, what was promised and what was found (None: it is not there)."""
+
+    name: str
+    promised: int
+    found: int | None
+    at_least: bool = False
+
+    @property
+    def equal(self) -> bool:
+        """Whether the promise is kept; extensions' own tables may hold more than was dumped."""
+        if self.at_least:
+            return self.found is not None and self.found >= self.promised
+        return self.found == self.promised
+
+
+@dataclass(frozen=True)
+class Before:
+    """What an existing database was before a restore closed it: its comment, and whether PUBLIC could connect."""
+
+    comment: str | None
+    public: bool
+
+
+# --- before anything is written
+
+
+def require_new(session: Session, name: str) -> None:
+    """Raises UsageError, TargetRefused or AccessRefused unless a database of that name can be made."""
+    try:
+        length_bytes = len(name.encode())
+    except UnicodeEncodeError:  # the command line was not UTF-8
+        raise UsageError("database name is not UTF-8 text") from None
+    if not 1 <= length_bytes <= NAME_LIMIT_BYTES:
+        raise UsageError(f"database name must have 1 to {NAME_LIMIT_BYTES} bytes, not {length_bytes}")
+    query: LiteralString = (
+        "SELECT quote_ident(d.datname), coalesce(shobj_description(d.oid, 'pg_database'), ''),"
+        " (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid) FROM pg_database d WHERE datname = %s"
+    )
+    for quoted, comment, sessions in session.rows(query, [name]):
+        raise _exists(name, quoted, comment, sessions)
+    if not session.row("SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user")[0]:
+        raise AccessRefused(
+            f"role may not create database {name}",
+            hint="ALTER ROLE ... CREATEDB, or have an empty database made and give --into.",
+        )
+
+
+def _exists(name: str, quoted: str, comment: str, sessions: int) -> TargetRefused:
+    if not _MARKED.match(comment):
+        return TargetRefused(
+            f"database {name} exists already",
+            detail="A restore never writes into a database that holds anything.",
+            hint="Give --as another name, or --into where the database is empty.",
+        )
+    return TargetRefused(
+        f"database {name} is the remains of an interrupted restore, or one is still filling it",
+        detail=f"Its comment is: {comment.splitlines()[0]}. Sessions in it now: {sessions}.",
+        hint=f"If no restore is running, DROP DATABASE {quoted}; and restore again. Or give --as another name.",
+    )
+
+
+def require_empty(session: Session) -> None:
+    """Raises unless the session's database holds only extensions' own objects, and is the role's own to close."""
+    if not session.row("SELECT pg_has_role(datdba, 'USAGE') FROM pg_database WHERE datname = current_database()")[0]:
+        raise AccessRefused(
+            f"role does not own the target: {session.place}",
+            detail="Only its owner can keep others out until what was restored has proved equal.",
+            hint="ALTER DATABASE ... OWNER TO the role, or restore with --as into a new database.",
+        )
+    found = [str(row[0]) for row in session.rows(_STRANGERS)]
+    if found:
+        raise TargetRefused(
+            f"target is not empty: {session.place}",
+            detail=f"It holds, among others: {', '.join(found)}.",
+            hint="Restore with --as into a new database; nothing was touched.",
+        )
+
+
+# 16384 is the first OID that initdb does not use, but large objects have whatever OID somebody gave them. A `public` of
+# one's own is what is left where somebody emptied a database by dropping the schema.
+_STRANGERS: LiteralString = (
+    "SELECT pg_describe_object(o.class, o.oid, 0) FROM ("
+    " SELECT 'pg_class'::regclass AS class, oid, relnamespace AS namespace FROM pg_class"
+    " UNION ALL SELECT 'pg_proc'::regclass, oid, pronamespace FROM pg_proc"
+    " UNION ALL SELECT 'pg_type'::regclass, oid, typnamespace FROM pg_type"
+    " UNION ALL SELECT 'pg_operator'::regclass, oid, oprnamespace FROM pg_operator"
+    " UNION ALL SELECT 'pg_collation'::regclass, oid, collnamespace FROM pg_collation"
+    " UNION ALL SELECT 'pg_ts_config'::regclass, oid, cfgnamespace FROM pg_ts_config"
+    " UNION ALL SELECT 'pg_ts_dict'::regclass, oid, dictnamespace FROM pg_ts_dict"
+    " UNION ALL SELECT 'pg_namespace'::regclass, oid, oid FROM pg_namespace WHERE nspname <> 'public'"
+    " UNION ALL SELECT 'pg_cast'::regclass, oid, 0 FROM pg_cast"
+    " UNION ALL SELECT 'pg_event_trigger'::regclass, oid, 0 FROM pg_event_trigger"
+    " UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid, 0 FROM pg_foreign_data_wrapper"
+    " UNION ALL SELECT 'pg_publication'::regclass, oid, 0 FROM pg_publication"
+    " UNION ALL SELECT 'pg_largeobject'::regclass, oid, 0 FROM pg_largeobject_metadata"
+    ") o WHERE (o.oid >= 16384 OR o.class = 'pg_largeobject'::regclass)"
+    " AND NOT EXISTS (SELECT FROM pg_namespace n WHERE n.oid = o.namespace AND n.nspname LIKE 'pg\\_%')"
+    " AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid"
+    " AND d.deptype IN ('e', 'i')) ORDER BY 1 LIMIT 3"
+)
+
+
+def require_roles(session: Session, contract: Contract) -> None:
+    """Raises TargetRefused where roles are missing that own what the dump holds: pg_restore would stop at the first."""
+    missing = sorted(set(contract.roles) - facts.role_names(session))
+    if missing:
+        raise TargetRefused(
+            f"roles are missing on the target: {', '.join(missing)}",
+            detail="Objects in the backup belong to them, or are granted to them.",
+            hint="CREATE ROLE each of them (NOLOGIN will do) on the target and restore again.",
+        )
+
+
+def require_extensions(session: Session, contract: Contract) -> None:
+    """Raises TargetRefused where extensions of the source are not installed on the target's machine."""
+    available = {str(row[0]) for row in session.rows("SELECT name FROM pg_available_extensions")}
+    missing = sorted({extension.name for extension in contract.extensions} - available)
+    if missing:
+        raise TargetRefused(
+            f"extensions are not available on the target: {', '.join(missing)}",
+            detail=f"{session.place} cannot CREATE EXTENSION them.",
+            hint="Install their packages on the server's machine and restore again.",
+        )
+
+
+# --- made, closed, opened, dropped
+
+
+@contextlib.contextmanager
+def new_database(
+    access: Access, maintenance: str, name: str, like: DatabaseProperties, backup_id: str, *, keep: bool
+) -> Iterator[None]:
+    """A new database, equal to the source's and closed to others; dropped when the block raises, unless kept."""
+    made = False
+    try:
+        with connect(access, maintenance) as session:
+            _create(access, session, name, like)
+            made = True
+            _close(session, name, _MARK.format(backup_id))
+        yield
+    except BaseException:
+        if made and not keep:
+            _drop(access, maintenance, name)
+        raise
+
+
+def _create(access: Access, session: Session, name: str, like: DatabaseProperties) -> None:
+    words: list[LiteralString] = ["CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}"]
+    literals: list[str] = [like.encoding, like.collate, like.ctype]
+    if like.locale_provider == "i" and like.locale is not None:
+        words.append("LOCALE_PROVIDER icu ICU_LOCALE {}")
+        literals.append(like.locale)
+    if like.locale_provider == "i" and like.icu_rules is not None and access.major >= 16:
+        words.append("ICU_RULES {}")
+        literals.append(like.icu_rules)
+    if like.locale_provider == "b" and like.locale is not None:
+        words.append("LOCALE_PROVIDER builtin BUILTIN_LOCALE {}")
+        literals.append(like.locale)
+    if like.locale_provider == "c" and access.major >= 15:
+        words.append("LOCALE_PROVIDER libc")
+    try:
+        session.execute(" ".join(words), [name], literals)
+    except DatabaseError as exc:
+        hint = "The locale and encoding are the source's; the target's operating system must have that locale."
+        raise DatabaseError(f"could not create database {name}: {exc.message}", detail=exc.detail, hint=hint) from exc
+    except Interrupted:  # the server goes on with what we no longer wait for
+        with connect(access, access.database) as other:
+            other.rows("SELECT pg_terminate_backend(%s, 10000)", [session.pid])
+            other.execute("DROP DATABASE IF EXISTS {}", [name])
+        raise
+
+
+def close(session: Session, name: str, backup_id: str) -> Before:
+    """Closes an existing database, the session's own, to PUBLIC, says why in its comment, and returns what it was.
+
+    What an interrupted restore closed before is remembered by the comment which that one left.
+    """
+    comment, public = session.row(
+        "SELECT shobj_description(oid, 'pg_database'), has_database_privilege('public', oid, 'CONNECT')"
+        " FROM pg_database WHERE datname = current_database()"
+    )
+    before = Before(comment, public)
+    if comment is not None and _MARKED.match(comment):
+        mark, _, rest = comment.partition("\n")
+        before = Before(rest or None, public or mark.endswith(_WAS_OPEN))
+    mark = _MARK.format(backup_id) + (_WAS_OPEN if before.public else "")
+    _close(session, name, "\n".join(filter(None, (mark, before.comment))))
+    return before
+
+
+def _close(session: Session, name: str, comment: str) -> None:
+    session.execute("BEGIN")
+    session.execute("COMMENT ON DATABASE {} IS {}", [name], [comment])
+    session.execute("REVOKE CONNECT ON DATABASE {} FROM PUBLIC", [name])
+    session.execute("COMMIT")
+
+
+def _drop(access: Access, maintenance: str, name: str) -> None:
+    """Drops a database that a restore made, with whatever sessions it has; what stays after all is logged."""
+    failure = None
+    for pause_seconds in _DROP_PAUSES_SECONDS:
+        time.sleep(pause_seconds)
+        try:
+            with connect(access, maintenance) as session:
+                session.execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", [name])
+        except BackupdError as exc:  # whatever it is, what made us drop it matters more
+            failure = exc.message
+        else:
+            return
+    _log.error("target.left", database=name, message=failure, action="drop the database by hand; it is closed")
+
+
+def open_new(session: Session, name: str, like: DatabaseProperties) -> list[str]:
+    """Gives the database the source's settings, comment, grants and owner; what was refused is returned, as text."""
+    return _try_all(
+        session,
+        [
+            *(_setting_step(name, setting.role, setting.name, setting.value) for setting in like.settings),
+            ("ALTER DATABASE {} CONNECTION LIMIT {}", [name], [like.connection_limit]),
+            _comment_step(name, like.comment),
+            *_grant_steps(name, like),
+            ("ALTER DATABASE {} OWNER TO {}", [name, like.owner], []),
+        ],
+    )
+
+
+def open_existing(session: Session, name: str, before: Before) -> list[str]:
+    """Gives an existing database back the comment and the openness that it had."""
+    grant: _Step = ("GRANT CONNECT ON DATABASE {} TO PUBLIC", [name], [])
+    return _try_all(session, [_comment_step(name, before.comment), *([grant] if before.public else [])])
+
+
+def _try_all(session: Session, steps: Iterable[_Step]) -> list[str]:
+    """All steps at once, as others see them, but for those that are refused; a lost connection undoes all."""
+    refused = []
+    session.execute("BEGIN")
+    for statement, names, literals in steps:
+        session.execute("SAVEPOINT step")
+        try:
+            session.execute(statement, names, literals)
+        except (AccessRefused, DatabaseError) as exc:
+            session.execute("ROLLBACK TO SAVEPOINT step")
+            refused.append(f"{statement.format(*names, *('...' for _ in literals))}: {exc.message}")
+    session.execute("COMMIT")
+    return refused
+
+
+def _comment_step(name: str, comment: str | None) -> _Step:
+    if comment is None:
+        return "COMMENT ON DATABASE {} IS NULL", [name], []
+    return "COMMENT ON DATABASE {} IS {}", [name], [comment]
+
+
+# settings whose value is a list of names, which quoted as one literal would be one name (variable_is_guc_list_quote)
+_LISTS = frozenset(
+    {
+        "local_preload_libraries",
+        "search_path",
+        "session_preload_libraries",
+        "shared_preload_libraries",
+        "temp_tablespaces",
+        "unix_socket_directories",
+    }
+)
+_ELEMENT = re.compile(r'"((?:[^"]|"")*)"|([^,\s]+)')
+
+
+def _setting_step(name: str, role: str, setting: str, value: str) -> _Step:
+    names = [name, setting] if not role else [role, name, setting]
+    head: LiteralString = "ALTER DATABASE {} SET {} TO " if not role else "ALTER ROLE {} IN DATABASE {} SET {} TO "
+    if setting.lower() not in _LISTS:
+        return head + "{}", names, [value]
+    found = _ELEMENT.finditer(value)
+    elements: list[str | int] = [each[2] if each[1] is None else each[1].replace('""', '"') for each in found]
+    return head + ", ".join("{}" for _ in elements), names, elements
+
+
+_GRANTS: Mapping[str, LiteralString] = {
+    "CONNECT": "GRANT CONNECT ON DATABASE {} TO ",
+    "CREATE": "GRANT CREATE ON DATABASE {} TO ",
+    "TEMPORARY": "GRANT TEMPORARY ON DATABASE {} TO ",
+}
+
+
+def _grant_steps(name: str, like: DatabaseProperties) -> list[_Step]:
+    if like.grants is None:
+        return [("GRANT CONNECT ON DATABASE {} TO PUBLIC", [name], [])]
+    steps: list[_Step] = [("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC", [name], [])]
+    for grant in like.grants:
+        if grant.privilege not in _GRANTS:
+            continue
+        option: LiteralString = " WITH GRANT OPTION" if grant.grantable else ""
+        who: LiteralString = "{}" if grant.role else "PUBLIC"
+        names = [name, grant.role] if grant.role else [name]
+        steps.append((_GRANTS[grant.privilege] + who + option, names, []))
+    return steps
+
+
+# --- compared
+
+
+def compare(access: Access, database: str, contract: Contract, jobs: int) -> list[Comparison]:
+    """The contract against the database: rows of every table, sequences, large objects, invalid indexes.
+
+    Tables that pg_restore loads through their partition root are compared at the root: their rows may land in other
+    leaves (postgres.md 11). Materialised views, generated columns and statistics are not covered by rows.
+    """
+    with connect(access, database) as session:
+        relations = {(relation.schema, relation.name): relation for relation in facts.relations(session)}
+        counts = _promises(contract.tables, facts.partition_roots(session))
+        rest = [
+            *_compare_sequences(session, contract.sequences),
+            Comparison("large objects", len(contract.large_objects), _count(session, _LARGE_OBJECTS)),
+            Comparison("invalid indexes", 0, _count(session, _INVALID_INDEXES)),
+        ]
+    there = [name for name in counts if name in relations]
+    rows = _in_parallel(access, database, jobs, there, lambda session, name: _rows(session, relations[name]))
+    found = dict(zip(there, rows, strict=True))
+    tables = [
+        Comparison(f"{schema}.{name}", promised, found.get((schema, name)), _of_extension(relations, (schema, name)))
+        for (schema, name), promised in counts.items()
+    ]
+    return tables + rest
+
+
+_LARGE_OBJECTS: LiteralString = "SELECT count(*) FROM pg_largeobject_metadata"
+# a partitioned index may be invalid in the source too (made ON ONLY the root), a plain one cannot be after a restore
+_INVALID_INDEXES: LiteralString = (
+    "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE NOT i.indisvalid AND c.relkind = 'i'"
+)
+
+
+def _count(session: Session, query: LiteralString) -> int:
+    return int(session.row(query)[0])
+
+
+def _rows(session: Session, relation: Relation) -> int:
+    return session.count(relation.schema, relation.name, descendants=relation.kind == "p")
+
+
+def _of_extension(relations: Mapping[_Name, Relation], name: _Name) -> bool:
+    relation = relations.get(name)
+    return relation is not None and relation.of_extension
+
+
+def _promises(tables: Iterable[Table], roots: Mapping[_Name, _Name]) -> dict[_Name, int]:
+    """The rows that are promised of each table, or of the root where leaves are loaded through it; largest first."""
+    via_root = {roots.get((table.schema, table.name)) for table in tables if table.via_root}
+    promised: dict[_Name, int] = {}
+    for table in sorted(tables, key=lambda table: table.raw_bytes, reverse=True):
+        name = (table.schema, table.name)
+        root = roots.get(name)
+        counted = root if root is not None and root in via_root else name
+        promised[counted] = promised.get(counted, 0) + table.rows
+    return promised
+
+
+def _compare_sequences(session: Session, promised: Iterable[SequenceValue]) -> Iterator[Comparison]:
+    """Each sequence's last value; one that was never used must not have been used."""
+    query: LiteralString = "SELECT schemaname, sequencename, last_value FROM pg_sequences"
+    found = {(schema, name): value for schema, name, value in session.rows(query)}
+    for sequence in promised:
+        name = (sequence.schema, sequence.name)
+        label = f"sequence {sequence.schema}.{sequence.name}"
+        if sequence.is_called:
+            yield Comparison(label, sequence.last_value, found.get(name))
+        else:
+            yield Comparison(f"{label} unused", 1, int(name in found and found[name] is None))
+
+
+def analyze(access: Access, database: str, jobs: int) -> list[str]:
+    """Gives the planner statistics, which a dump does not hold; what was refused is returned, as text.
+
+    By several sessions, which a plain ANALYZE is not. A partition root's statement does its leaves too.
+    """
+    with connect(access, database) as session:
+        names: Sequence[_Name] = session.rows(
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'"
+            " AND NOT c.relispartition AND NOT c.relisshared"
+            " ORDER BY c.relkind = 'p' DESC, pg_relation_size(c.oid) DESC"
+        )
+    return [text for text in _in_parallel(access, database, jobs, names, _analyze) if text is not None]
+
+
+def _analyze(session: Session, name: _Name) -> str | None:
+    try:
+        session.execute("ANALYZE {}.{}", name)
+    except (AccessRefused, DatabaseError) as exc:  # a function in an expression failed: the rows are good all the same
+        return f"ANALYZE {'.'.join(name)}: {exc.message}"
+    return None
+
+
+def _in_parallel(
+    access: Access, database: str, jobs: int, tasks: Sequence[_Task], work: Callable[[Session, _Task], _Answer]
+) -> list[_Answer]:
+    """The answers, in order, of `work` done by `jobs` sessions. What they run is cancelled when one fails."""
+    idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
+
+    def run(task: _Task) -> _Answer:
+        session = idle.get()
+        try:
+            return work(session, task)
+        finally:
+            idle.put(session)
+
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(connect(access, database)) for _ in range(jobs)]
+        for session in sessions:
+            idle.put(session)
+        pool = stack.enter_context(ThreadPoolExecutor(jobs, thread_name_prefix="compare"))
+        futures = [pool.submit(run, task) for task in tasks]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for session in sessions:
+                session.cancel()
+            raise
