@@ -13,8 +13,9 @@ import io
 import os
 import shlex
 import tarfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ RANGE_BYTES = 16 << 20
 """Neighbouring small members are read in one range up to this size: a request each would cost 17 ms."""
 
 FETCH_THREADS = 2
+OTHER_HINT = "Use another backup: `backupd list` shows them, `backupd verify ID` reads one to its end."
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,14 @@ class Writer:
         header.size, header.mtime, header.mode = size_bytes, self._mtime, 0o600
         self._write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
         offset, sha256, left = self.written_bytes, hashlib.sha256(), size_bytes
-        while chunk := source.read(CHUNK_BYTES):
+        while left >= 0 and (chunk := source.read(CHUNK_BYTES)):
             left -= len(chunk)
             sha256.update(chunk)
             feed(chunk)
             self._write(chunk)
         if left != 0:
-            detail = f"It was {size_bytes} bytes long when it was opened, and {size_bytes - left} when it was read."
+            found = f"{size_bytes - left}{' or more' if left < 0 else ''}"
+            detail = f"It was {size_bytes} bytes long when it was opened, and {found} when it was read."
             raise VerificationFailed(f"member {name} changed while it was read", detail=detail)
         self._write(bytes(-size_bytes % tarfile.BLOCKSIZE))
         member = Member(name, offset, size_bytes, sha256.hexdigest())
@@ -101,6 +104,7 @@ class Writer:
 def readme(backup_id: str, client_version: str, like: DatabaseProperties) -> str:
     """The archive's first member: how to get the data back with tar and pg_restore alone."""
     major = client_version.split(".")[0]
+    options = " ".join(f"--{name}={shlex.quote(value)}" for name, value in _locale(like))
     return f"""\
 This is a backup of one PostgreSQL database, written by backupd. You do not need backupd to get the data back.
 
@@ -108,8 +112,7 @@ It is a POSIX tar whose folder {backup_id}/ is a directory-format dump of pg_dum
 With tar and pg_restore {major} or newer:
 
     tar xf {backup_id}.tar
-    createdb --template=template0 --encoding={like.encoding} \
-        --lc-collate={shlex.quote(like.collate)} --lc-ctype={shlex.quote(like.ctype)} restored
+    createdb --template=template0 --encoding={like.encoding} {options} restored
     pg_restore --exit-on-error --jobs=4 --dbname=restored {backup_id}/
 
 Roles are not part of a dump: those that own objects must exist, or add --no-owner --no-privileges to pg_restore.
@@ -117,14 +120,28 @@ Roles are not part of a dump: those that own objects must exist, or add --no-own
 """
 
 
+def _locale(like: DatabaseProperties) -> Iterator[tuple[str, str]]:
+    """What createdb must be told for an equal locale."""
+    yield "lc-collate", like.collate
+    yield "lc-ctype", like.ctype
+    provider = {"i": "icu", "b": "builtin"}.get(like.locale_provider)
+    if provider is not None and like.locale is not None:
+        yield "locale-provider", provider
+        yield f"{provider}-locale", like.locale
+    if provider == "icu" and like.icu_rules is not None:
+        yield "icu-rules", like.icu_rules
+
+
 def read_index(store: Store, key: str, manifest: Manifest) -> Index:
     """The archive's index, by one range. Raises VerificationFailed where it is not the one that was written."""
     where = f"of {key}"
+    if manifest.index_bytes > INDEX_LIMIT_BYTES:
+        raise VerificationFailed(f"index {where} is larger than {INDEX_LIMIT_BYTES} bytes")
     with store.open(key, manifest.index_offset, manifest.index_bytes) as stream:
         data = stream.read()
     if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise VerificationFailed(f"index {where} is damaged", detail="Its sha256 is not the manifest's.")
-    index = load_index(decode.unpack(data, INDEX_LIMIT_BYTES), where)
+    index = load_index(decode.unpack(data, INDEX_LIMIT_BYTES, f"index {where}"), where)
     _check_layout(index, manifest, where)
     return index
 
@@ -132,41 +149,54 @@ def read_index(store: Store, key: str, manifest: Manifest) -> Index:
 def verify(store: Store, key: str, manifest: Manifest, index: Index, feed: Callable[[Member, bytes], None]) -> None:
     """Reads the whole archive once, in order; `feed` sees each member's bytes, an empty chunk at its end.
 
-    Raises VerificationFailed at the first member, or at the end, whose sha256 is wrong.
+    Raises VerificationFailed at the first member, or at the end, whose sha256 is wrong, or where the size is.
     """
     whole = hashlib.sha256()
-    with store.open(key, 0, manifest.archive_bytes) as stream:
+    with store.open(key) as stream:
         position = 0
         for member in sorted(index.members, key=lambda member: member.offset):
-            for chunk in _chunks(stream, member.offset - position):
+            for chunk in _chunks(key, stream, member.offset - position):
                 whole.update(chunk)
             own = hashlib.sha256()
-            for chunk in _chunks(stream, member.size_bytes):
+            for chunk in _chunks(key, stream, member.size_bytes):
                 whole.update(chunk)
                 own.update(chunk)
                 feed(member, chunk)
             _check_hash(key, member, own.hexdigest())
             feed(member, b"")
             position = member.offset + member.size_bytes
-        for chunk in _chunks(stream, manifest.archive_bytes - position):
+        for chunk in _chunks(key, stream, manifest.archive_bytes - position):
             whole.update(chunk)
+        if stream.read(1):
+            detail = f"It goes on after the {manifest.archive_bytes} bytes that its manifest names."
+            raise VerificationFailed(f"archive {key} is damaged", detail=detail, hint=OTHER_HINT)
     if whole.hexdigest() != manifest.archive_sha256:
         detail = "Its sha256 is not the manifest's, although every member's is right."
-        raise VerificationFailed(f"archive {key} is damaged", detail=detail)
+        raise VerificationFailed(f"archive {key} is damaged", detail=detail, hint=OTHER_HINT)
 
 
 def fetch(store: Store, key: str, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]) -> None:
     """Writes the members as regular files into an existing folder, largest ranges first, each sha256 checked.
 
-    A file whose hash is wrong is removed before VerificationFailed is raised. `on_bytes` gets sizes as they arrive.
+    Every file that is left there is whole, also when this raises: the one that was being written is removed.
+    `on_bytes` gets sizes as they arrive, from one thread at a time.
     """
     ranges = sorted(_ranges(members), key=_range_bytes, reverse=True)
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def count(size_bytes: int) -> None:
+        with lock:
+            if stopped.is_set():  # a member may be so long that nobody could wait for its end
+                raise CancelledError
+            on_bytes(size_bytes)
+
     with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
-        futures = [pool.submit(_fetch_range, store, key, group, directory, on_bytes) for group in ranges]
         try:
-            for future in futures:
+            futures = [pool.submit(_fetch_range, store, key, group, directory, count) for group in ranges]
+            for future in as_completed(futures):
                 future.result()
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
@@ -178,7 +208,7 @@ def _fetch_range(
     with store.open(key, start, _range_bytes(members)) as stream:
         position = start
         for member in members:
-            for _ in _chunks(stream, member.offset - position):
+            for _ in _chunks(key, stream, member.offset - position):
                 pass
             _write_file(key, member, stream, directory, on_bytes)
             position = member.offset + member.size_bytes
@@ -186,31 +216,46 @@ def _fetch_range(
 
 def _write_file(key: str, member: Member, stream: BinaryIO, directory: Path, on_bytes: Callable[[int], None]) -> None:
     path, sha256 = directory / member.name, hashlib.sha256()
-    with _new_file(path) as file:
-        for chunk in _chunks(stream, member.size_bytes):
+    with _new_file(path) as write:
+        for chunk in _chunks(key, stream, member.size_bytes):
             sha256.update(chunk)
-            file.write(chunk)
+            write(chunk)
             on_bytes(len(chunk))
-    try:
         _check_hash(key, member, sha256.hexdigest())
-    except VerificationFailed:
-        path.unlink()
-        raise
 
 
 @contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
+def _new_file(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Yields what writes to a new regular file; whatever the block raises, the file is gone.
+
+    Buffered, although chunks are large: an unbuffered write may stop at the end of the room and raise nothing.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with scratch.errors(path), os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
-        yield file
+    with scratch.errors(path):
+        file = os.fdopen(os.open(path, flags, 0o600), "wb")
+
+    def write(data: bytes) -> None:
+        with scratch.errors(path):
+            file.write(data)
+
+    try:
+        yield write
+        with scratch.errors(path):
+            file.close()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.close()
+        path.unlink(missing_ok=True)
+        raise
 
 
-def _chunks(stream: BinaryIO, size_bytes: int) -> Iterator[bytes]:
-    """Exactly that many bytes: the store raises when there are fewer."""
+def _chunks(key: str, stream: BinaryIO, size_bytes: int) -> Iterator[bytes]:
+    """Exactly that many bytes, or VerificationFailed."""
     while size_bytes > 0:
         chunk = stream.read(min(CHUNK_BYTES, size_bytes))
         if not chunk:
-            raise VerificationFailed("archive ended early", detail=f"{size_bytes} more bytes were expected.")
+            detail = f"It ends where {size_bytes} more bytes were expected."
+            raise VerificationFailed(f"archive {key} is cut", detail=detail, hint=OTHER_HINT)
         size_bytes -= len(chunk)
         yield chunk
 
@@ -248,6 +293,3 @@ def _check_hash(key: str, member: Member, got: str) -> None:
     if got != member.sha256:
         detail = f"Its sha256 is {got}, and was {member.sha256}."
         raise VerificationFailed(f"member {member.name} of {key} is damaged", detail=detail, hint=OTHER_HINT)
-
-
-OTHER_HINT = "Use another backup: `backupd list` shows them, `backupd verify ID` reads one to its end."

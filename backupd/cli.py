@@ -519,6 +519,7 @@ def _show_step(shown: "demo_verb.Shown") -> None:
 def _print_versions(wanted: bool) -> None:
     if not wanted:
         return
+    from backupd import postgres
     from backupd.doctor import describe_client
 
     print(f"backupd {__version__}")
@@ -527,7 +528,7 @@ def _print_versions(wanted: bool) -> None:
             print(f"pg_dump and pg_restore {describe_client(client)}")
     except BackupdError as exc:  # wrong settings are no reason to hide a version
         print(f"pg_dump and pg_restore were not looked for: {exc.message}")
-    print(f"psycopg {metadata.version('psycopg')}")
+    print(f"psycopg {metadata.version('psycopg')} with libpq {postgres.libpq_version()}")
     raise typer.Exit
 
 

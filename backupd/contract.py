@@ -2,7 +2,7 @@
 
 Three lists that come from different places (toc.dat, the files, pg_class) are held against each other: a table with
 rows in the TOC but no file, a file that no entry names, a table of the source that neither has nor may lack rows, each
-refuses the backup. What may lack rows is named with its reason.
+refuses the backup; so does a large object without a file. What may lack rows is named with its reason.
 """
 
 from collections.abc import Mapping
@@ -56,6 +56,7 @@ def build(contents: toc.Toc, known: Facts, decoded: Mapping[str, Decoded], exemp
         if (oid := large_object_oid(name)) is not None
     )
     _refuse_strangers(decoded, {table.member for table in tables})
+    _compare_objects(set(toc.large_objects(contents)), [item.oid for item in objects])
     return Contract(
         database=known.properties,
         tables=tables,
@@ -90,6 +91,20 @@ def _refuse_strangers(decoded: Mapping[str, Decoded], expected: set[str]) -> Non
     strangers = sorted(name for name in decoded if name not in expected and large_object_oid(name) is None)
     if strangers:
         raise VerificationFailed(f"members that toc.dat does not name: {', '.join(strangers[:5])}")
+
+
+def _compare_objects(listed: set[int], dumped: list[int]) -> None:
+    if missing := sorted(listed.difference(dumped)):
+        message = f"large objects have no member in the dump: {_some(missing)}"
+        raise VerificationFailed(message, detail="pg_dump ended with 0, and its toc.dat has them.")
+    if strangers := sorted(set(dumped) - listed):
+        raise VerificationFailed(f"large objects that toc.dat does not name: {_some(strangers)}")
+    if len(dumped) > len(listed):
+        raise VerificationFailed("a large object has several members in the dump")
+
+
+def _some(oids: list[int]) -> str:
+    return ", ".join(str(oid) for oid in oids[:5])
 
 
 def _skipped(relations: tuple[Relation, ...], dumped: set[int], exemptions: Exemptions) -> list[SkippedTable]:

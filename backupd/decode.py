@@ -5,7 +5,8 @@ pg_restore proves none of this: it takes a 0-byte table member as an empty table
 the lines before the marker: COPY's text has one line a row, whatever is in it. The fingerprint is xxh3_128 of the
 decoded bytes without the marker: it is for accidents, sha256 of the stored bytes is for tampering.
 
-Output is bounded per step, so that a frame which expands a million times costs time, never memory.
+Output is bounded per step, and so is what a frame may ask for as its window: one that expands a million times costs
+time, never memory.
 """
 
 import re
@@ -27,9 +28,14 @@ else:
 END_MARKER = b"\\.\n\n\n"
 """What pg_dump writes after a table's last row (pg_dump.c, dumpTableData_copy)."""
 
+WINDOW_LOG_LIMIT = 25
+"""The largest zstd window that is decoded, 32 MiB: level 19 makes 8 MiB, the library would let a frame ask for 128."""
+
 STEP_BYTES = 256 * 1024
 """Output per step; 128 to 256 KiB was up to 1.3 times faster than 1 MiB (performance 10)."""
 
+_LAST_LINE = (END_MARKER, b"\n" + END_MARKER)
+_TAIL_BYTES = len(_LAST_LINE[1])
 _TABLE = re.compile(r"[0-9]+\.dat(\.zst|\.gz)?")
 _LARGE_OBJECT = re.compile(r"blob_([0-9]+)\.dat(\.zst|\.gz)?")
 
@@ -59,15 +65,20 @@ def pack(data: bytes) -> bytes:
     return zstd.compress(data, 3)
 
 
-def unpack(data: bytes, limit_bytes: int) -> bytes:
-    """The content of one zstd frame. Raises VerificationFailed where it is damaged, cut or larger than the limit."""
-    decompressor = zstd.ZstdDecompressor()
+def unpack(data: bytes, limit_bytes: int, what: str) -> bytes:
+    """The content of one zstd frame, which is `what` (for messages).
+
+    Raises VerificationFailed where it is damaged, cut, larger than the limit, or followed by anything.
+    """
+    decompressor = _open_zstd()
     try:
-        raw: bytes = decompressor.decompress(data, limit_bytes)
+        raw: bytes = decompressor.decompress(data, limit_bytes + 1)
     except zstd.ZstdError as exc:
-        raise VerificationFailed("zstd frame is damaged", detail=f"It does not decode: {exc}.") from exc
-    if not decompressor.eof:
-        raise VerificationFailed(f"zstd frame is cut, or larger than {limit_bytes} bytes")
+        raise VerificationFailed(f"{what} is damaged", detail=f"It does not decode: {exc}.") from exc
+    if len(raw) > limit_bytes:
+        raise VerificationFailed(f"{what} is larger than {limit_bytes} bytes")
+    if not decompressor.eof or decompressor.unused_data:
+        raise VerificationFailed(f"{what} is damaged", detail="It is not one whole zstd frame.")
     return raw
 
 
@@ -98,19 +109,21 @@ class Decoder:
         if not self._table:
             self._hash.update(self._tail)
             return Decoded(self._raw_bytes, 0, self._hash.hexdigest())
-        if self._tail != END_MARKER:
+        # A row may end with the marker's bytes, but never be them: a backslash in data is written twice.
+        if self._tail not in _LAST_LINE:
             raise _damaged(self._name, f"The rows do not end with COPY's end marker after {self._raw_bytes} bytes.")
+        self._hash.update(self._tail[: -len(END_MARKER)])
         return Decoded(self._raw_bytes, self._newlines - END_MARKER.count(b"\n"), self._hash.hexdigest())
 
     def _take(self, raw: bytes) -> None:
         self._raw_bytes += len(raw)
         if self._table:
             self._newlines += raw.count(b"\n")
-        if len(raw) < len(END_MARKER):
+        if len(raw) < _TAIL_BYTES:
             raw, self._tail = self._tail + raw, b""
         self._hash.update(self._tail)
-        self._hash.update(memoryview(raw)[: -len(END_MARKER)])
-        self._tail = raw[-len(END_MARKER) :]
+        self._hash.update(memoryview(raw)[:-_TAIL_BYTES])
+        self._tail = raw[-_TAIL_BYTES:]
 
 
 class _Frames(Protocol):
@@ -132,7 +145,7 @@ class _ZstdFrames:
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         while data or self._decompressor is not None:
-            current = self._decompressor = self._decompressor or zstd.ZstdDecompressor()
+            current = self._decompressor = self._decompressor or _open_zstd()
             if not data and current.needs_input:
                 return
             raw = current.decompress(data, STEP_BYTES)
@@ -172,6 +185,10 @@ class _PlainBytes:
     def decode(self, data: bytes) -> Iterator[bytes]:
         if data:
             yield data
+
+
+def _open_zstd() -> zstd.ZstdDecompressor:
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG_LIMIT})
 
 
 def _open_frames(name: str) -> _Frames:

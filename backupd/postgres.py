@@ -139,6 +139,12 @@ def _pinned(
     )
 
 
+def libpq_version() -> str:
+    """The libpq that this process itself uses, which has security fixes of its own."""
+    number = psycopg.pq.version()
+    return f"{number // 10000}.{number % 10000}"
+
+
 def refuse_pooler(session: Session) -> None:
     """Raises DatabaseError where something between us and PostgreSQL answered the connection."""
     if session.row("SELECT pg_backend_pid()")[0] != session.pid:
@@ -282,6 +288,7 @@ _CONNECT_WORDS: Sequence[tuple[str, type[BackupdError]]] = (
     ("authentication failed", AccessRefused),
     ("certificate", AccessRefused),
     ('role "', AccessRefused),
+    ("permission denied for database", AccessRefused),
     ('database "', UsageError),
 )
 

@@ -15,7 +15,7 @@ from backupd.retention import Plan
 from backupd.selector import name_of
 
 if TYPE_CHECKING:  # a quarter of a second of psycopg, which `list` does not need
-    from backupd.doctor import Finding
+    from backupd.finding import Finding
     from backupd.restore import Restored
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -19,9 +19,8 @@ HINT = "Point BACKUPD_SCRATCH__DIRECTORY at a folder with more room."
 @contextlib.contextmanager
 def open_scratch(parent: Path | None, name: str) -> Iterator[Path]:
     """A new folder (0700) in `parent`, or the system's temporary folder; gone with all it holds after the block."""
-    where = parent or Path(tempfile.gettempdir())
-    with errors(where):
-        folder = Path(tempfile.mkdtemp(prefix=f"backupd-{name}-", dir=where))
+    with errors(parent or Path("TMPDIR")):  # the system may have no usable temporary folder, which then has no name
+        folder = Path(tempfile.mkdtemp(prefix=f"backupd-{name}-", dir=parent))
     try:
         yield folder
     finally:
@@ -30,7 +29,8 @@ def open_scratch(parent: Path | None, name: str) -> Iterator[Path]:
 
 def require_room(folder: Path, needed_bytes: int, purpose: str) -> None:
     """Raises NoRoom where the folder's file system has fewer free bytes than are needed."""
-    free_bytes = shutil.disk_usage(folder).free
+    with errors(folder):
+        free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         message = f"{purpose} needs {needed_bytes} bytes of scratch, {folder} has {free_bytes}"
         raise NoRoom(message, hint=HINT)

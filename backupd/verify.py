@@ -37,7 +37,7 @@ def verify(catalog: Catalog, backup: Backup, now: datetime, progress: Progress) 
 def _read(catalog: Catalog, backup: Backup, progress: Progress) -> int:
     key = archive_key(name_of(backup))
     index = archive.read_index(catalog.store, key, backup.manifest)
-    members = sum(1 for member in index.members if _is_data(member.name))
+    members = len(index.contract.tables) + len(index.contract.large_objects)
     progress.begin("verify", backup.id, members, backup.manifest.archive_bytes)
     reader = _Reader(index, progress)
     archive.verify(catalog.store, key, backup.manifest, index, reader)

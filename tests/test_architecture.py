@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("settings", frozenset({"settings"})),
     ("verbs", frozenset({"backup", "restore", "verify", "doctor", "demo"})),
     ("memory", frozenset({"catalog"})),
-    ("questions to a database", frozenset({"facts", "target"})),
+    ("questions to a database", frozenset({"facts", "privileges", "probe", "target"})),
     ("edges", frozenset({"archive", "dump", "postgres", "throwaway", "store.local", "store.s3"})),
     ("doors", frozenset({"process", "scratch", "store"})),
     (
@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "connection",
                 "contract",
                 "decode",
+                "finding",
                 "manifest",
                 "notation",
                 "progress",

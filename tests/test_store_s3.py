@@ -25,6 +25,7 @@ from backupd.errors import (
     UsageError,
 )
 from backupd.store import S3Options, Store, open_store
+from backupd.store.s3 import S3Store
 
 CHUNK_BYTES = 128 * 1024
 PARTS = random.Random(2).randbytes(3 * PART_BYTES + 4321)
@@ -503,3 +504,13 @@ def test_boto3_without_crt(s3_credentials: None) -> None:
 
     assert not HAS_CRT
     assert os.environ["AWS_ACCESS_KEY_ID"] == ACCESS_KEY
+
+
+def test_describe_names_the_endpoint_and_the_provider_never_a_credential(moto_s3: S3Server) -> None:
+    store = moto_s3.store()
+    assert isinstance(store, S3Store)
+
+    described = store.describe()
+
+    assert described["endpoint"] == moto_s3.endpoint_url
+    assert described["credentials"] == "from env"

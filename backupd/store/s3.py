@@ -82,6 +82,12 @@ class S3Store:
         with _errors(f"open {self._url}"):
             self._client = _client(options)
 
+    def describe(self) -> Mapping[str, str]:
+        """For `doctor`: where requests go, and which of boto3's providers found credentials; never a credential."""
+        with _errors(f"find credentials for {self._url}"):
+            found = boto3.Session().get_credentials()
+        return {"endpoint": self._client.meta.endpoint_url, "credentials": f"from {found.method}" if found else "none"}
+
     @property
     def url(self) -> str:
         """`s3://`, bucket and prefix."""
