@@ -42,6 +42,7 @@ class Job:
     database: str
     options: dump.Options
     scratch: Path | None = None
+    scratch_limit_bytes: int | None = None
     wait_seconds: float = 0.0
 
 
@@ -98,7 +99,7 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
     rewritten: list[str] = []
     for attempt in range(1, ATTEMPTS + 1):
         with _dumping(run, folder / f"attempt{attempt}") as (running, session, release):
-            files = running.files(_Watch(run), release)
+            files = running.files(_Watch(run, folder), release)
             toc_bytes = _first(files).read_bytes()
             table_of_contents = toc.read_toc(toc_bytes)
             rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
@@ -127,16 +128,18 @@ def _dumping(run: _Run, folder: Path) -> Iterator[tuple[dump.Dump, postgres.Sess
 
 
 class _Watch:
-    """Looks at pg_stat_progress_copy, at most once a second, while pg_dump writes."""
+    """Looks at pg_stat_progress_copy and at scratch, at most once a second, while pg_dump writes."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _Run, folder: Path) -> None:
         self._run = run
+        self._folder = folder
         self._next = 0.0
 
     def __call__(self) -> None:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + 1.0
+        scratch.require_within(self._folder, self._run.job.scratch_limit_bytes)
         self._run.progress.copying(*facts.copying(self._run.lock.session))
 
 

@@ -5,6 +5,7 @@ it returned; configuration ends here. What a verb needs is imported in it: `back
 neither psycopg nor boto3.
 """
 
+import contextlib
 import io
 import json
 import sys
@@ -43,6 +44,7 @@ BackupName = Annotated[
     str, typer.Argument(metavar="ID", help="An id or its first characters, latest, app@latest, app@before:TIME.")
 ]
 
+_TERMINATION_LOG = Path("/dev/termination-log")  # where Kubernetes takes a container's last words from
 _log = log.get_logger()
 
 
@@ -58,6 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         return exc.code if isinstance(exc.code, int) else 2
     except (BackupdError, Interrupted) as exc:
         _print_error(exc)
+        _leave_message(exc)
         return exc.exit_code
     return 0
 
@@ -84,6 +87,16 @@ def _print_error(exc: BackupdError | Interrupted) -> None:
         _log.error("run.failed", exit_code=exc.exit_code, reason=exc.reason, **fields)
     else:
         print(log.scrub(render.error(error), settings.secrets(loaded) if loaded else ()), file=sys.stderr)
+
+
+def _leave_message(exc: BackupdError | Interrupted) -> None:
+    """Leaves the reason where `kubectl describe` shows it, when this is a container of Kubernetes."""
+    if not _TERMINATION_LOG.is_file():
+        return
+    secrets = settings.secrets(_installation().settings) if _installation.cache_info().currsize else ()
+    text = render.error(exc) if isinstance(exc, BackupdError) else str(exc)
+    with contextlib.suppress(OSError):
+        _TERMINATION_LOG.write_text(log.scrub(f"{exc.reason} ({exc.exit_code})\n{text}", secrets)[:4000])
 
 
 def _now() -> datetime:
@@ -137,7 +150,14 @@ def backup(
         _warn_of_client(client, access.major)
         outcomes = []
         for database in here.databases(access, names):
-            job = verb.Job(settings_.server_label, database, here.dump_options(), settings_.scratch.directory, wait)
+            job = verb.Job(
+                server=settings_.server_label,
+                database=database,
+                options=here.dump_options(),
+                scratch=settings_.scratch.directory,
+                scratch_limit_bytes=settings_.scratch.limit,
+                wait_seconds=wait,
+            )
             outcomes.append(_outcome(database, partial(verb.take, access, found, client, job, _now, progress)))
     taken = [outcome for _, outcome in outcomes if isinstance(outcome, Backup)]
     for each in taken:

@@ -84,6 +84,9 @@ class Installation:
         wanted = list(names) or list(self.settings.source.databases) or ([default] if default else [])
         if not wanted:
             raise UsageError("no database is named", hint="Name one, or set BACKUPD_SOURCE__DATABASES or PGDATABASE.")
+        index = self.settings.environment.get("JOB_COMPLETION_INDEX")
+        if index is not None:
+            return [one_of(wanted, index)]
         if not any(_is_pattern(name) for name in wanted):
             return list(dict.fromkeys(wanted))
         with postgres.connect(access, access.database) as session:
@@ -117,6 +120,18 @@ def choose(wanted: Iterable[str], there: Sequence[str]) -> list[str]:
             raise UsageError(f"no database matches {name!r}", hint=hint)
         chosen += matches
     return list(dict.fromkeys(chosen))
+
+
+def one_of(wanted: Sequence[str], index: str) -> str:
+    """The database of one index of an Indexed Job. Patterns are refused: what they match may change between pods."""
+    patterns = [name for name in wanted if _is_pattern(name)]
+    if patterns:
+        message = f"an Indexed Job needs the names of its databases, and {patterns[0]!r} is a pattern"
+        raise UsageError(message, hint="List every name in BACKUPD_SOURCE__DATABASES.")
+    if not index.isdecimal() or int(index) >= len(wanted):
+        message = f"JOB_COMPLETION_INDEX is {index!r}, and {len(wanted)} databases are named"
+        raise UsageError(message, hint="The Job's completions must be the number of BACKUPD_SOURCE__DATABASES.")
+    return wanted[int(index)]
 
 
 def _literal(names: Iterable[str]) -> list[str]:

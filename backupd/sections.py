@@ -189,6 +189,9 @@ class ScratchSettings(BaseModel, frozen=True):
     directory: Annotated[Path, BeforeValidator(parse_folder)] | None = Field(
         default=None, description="a folder with room for a dump; else the system's temporary folder"
     )
+    limit: Annotated[int, Field(ge=1 << 20)] | None = Field(
+        default=None, description="bytes of it that may be used, where more would evict the pod instead of failing"
+    )
 
 
 class LogSettings(BaseModel, frozen=True):
