@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_postgres import PostgresServer
+from fix_store import ACCESS_KEY, SECRET_KEY, FaultProxy, S3Server
 from fix_tools import Site, _once, access_server, wait_until
 from psycopg import sql
 
@@ -32,6 +33,7 @@ MARK = "backupd is restoring this database from {}; not compared yet"
 Stocked = Callable[..., tuple[Site, Backup]]
 NewName = Callable[..., str]
 RestoreClients = Callable[..., Path]
+InS3 = Callable[[PostgresServer, str], tuple[Site, Backup, FaultProxy]]
 
 
 @pytest.fixture(scope="session")
@@ -232,6 +234,48 @@ def definitions(server: PostgresServer, database: str, *, client: PostgresServer
         text = text.replace(written, "THE_DATABASE")
     text = re.sub(r"(?m)^(\\(un)?restrict .*|-- Dumped .*)$", "", text)
     return sorted(line.rstrip(",") for line in text.splitlines() if line)
+
+
+# --- stores that fail
+
+
+def flip(here: Site, backup: Backup, position: int) -> None:
+    """Flips a bit of the archive."""
+    path = here.archive_file(backup)
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x10
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def in_s3(moto_s3: S3Server, stocked: Stocked, fault_proxy: Callable[[S3Server], tuple[FaultProxy, S3Server]]) -> InS3:
+    """A stocked site whose store is S3 behind a proxy."""
+
+    def make(server: PostgresServer, database: str) -> tuple[Site, Backup, FaultProxy]:
+        here, backup = stocked(server, database)
+        for path in here.store.rglob("*.*"):
+            key = f"a/prefix/{path.relative_to(here.store)}"
+            moto_s3.client.put_object(Bucket=moto_s3.bucket, Key=key, Body=path.read_bytes())
+        proxy, _ = fault_proxy(moto_s3)
+        here.settings |= {
+            "BACKUPD_STORE__URL": f"s3://{moto_s3.bucket}/a/prefix",
+            "BACKUPD_STORE__S3__ENDPOINT_URL": proxy.endpoint_url,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        here.s3_options = replace(here.s3_options, endpoint_url=proxy.endpoint_url)
+        here.secrets.append(SECRET_KEY)
+        return here, backup, proxy
+
+    return make
+
+
+def fetches(proxy: FaultProxy) -> bool:
+    """Whether the newest request asks for members: the first one to an archive asks for its index."""
+    archives = [request for request in proxy.seen if request.endswith(".tar")]
+    return len(archives) > 1 and archives[-1] == proxy.seen[-1]
 
 
 # --- a restore that can be caught in the middle

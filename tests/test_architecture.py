@@ -1,6 +1,6 @@
 """The house as the imports draw it: each module may import what stands to its right, and outside things by one door.
 
-    cli ─▶ installation terminal render ─▶ settings ─▶ verbs ─▶ catalog ─▶ edges ─▶ process ─▶ pure ─▶ base
+cli ─▶ installation terminal render ─▶ settings ─▶ verbs ─▶ catalog ─▶ edges ─▶ process ─▶ pure ─▶ base
 """
 
 import ast
@@ -115,9 +115,7 @@ def test_every_module_has_a_room(module: str) -> None:
 
 @pytest.mark.parametrize(("module", "path"), sorted(modules().items()))
 def test_imports_go_rightwards_only(module: str, path: Path) -> None:
-    wrong = {
-        other for other in internal(path) if layer(other) <= layer(module) and (module, other) not in EXCEPTIONS
-    }
+    wrong = {other for other in internal(path) if layer(other) <= layer(module) and (module, other) not in EXCEPTIONS}
 
     assert not wrong, f"{module} may not import {sorted(wrong)}"
 

@@ -20,17 +20,19 @@ import pytest
 from fix_postgres import OPTIONS, DatabaseFactory, PostgresServer
 from fix_restore import (
     MARK,
+    InS3,
     NewName,
     RestoreClients,
     Stocked,
     client_of,
     contents,
     exists,
+    fetches,
+    flip,
     restore_to,
     state,
     wait_for_copy,
 )
-from fix_store import ACCESS_KEY, SECRET_KEY, FaultProxy, S3Server
 from fix_tools import Ended, Running, Site, small_disk, wait_until
 from psycopg import sql
 
@@ -48,7 +50,6 @@ from backupd.errors import (
     VerificationFailed,
     VersionMismatch,
 )
-from backupd.manifest import Backup
 from backupd.progress import Progress
 from backupd.selector import name_of
 
@@ -69,14 +70,15 @@ def databases(server: PostgresServer) -> list[tuple[object, ...]]:
 @contextlib.contextmanager
 def refused(here: Site, kind: type[BackupdError], *words: str, server: PostgresServer | None = None) -> Iterator[None]:
     """The block fails with that error, all words in its text; the target and the store are as they were."""
-    before = databases(server or here.server)
+    before, objects = databases(server or here.server), here.objects()
     with pytest.raises(kind) as raised:
         yield
     assert raised.type is kind
     for word in words:
         assert word in str(raised.value)
     assert databases(server or here.server) == before
-    here.assert_untouched()
+    assert here.objects() == objects
+    here.assert_clean()
 
 
 # --- the comparison bites
@@ -492,112 +494,69 @@ def test_a_server_that_is_gone_does_not_hide_why_the_restore_failed(
 # --- archives
 
 
-def damaged(here: Site, backup: Backup, name: str) -> Path:
-    """Flips a byte in the middle of a member."""
-    member = next(each for each in here.index(backup).members if each.name.startswith(name) and each.size_bytes)
-    path = here.archive_file(backup)
-    data = bytearray(path.read_bytes())
-    data[member.offset + member.size_bytes // 2] ^= 0x10
-    path.chmod(0o600)
-    path.write_bytes(data)
-    here.remember()
-    return path
-
-
-@pytest.mark.parametrize("member", ["toc.dat", "blob_", "blobs", ""])
-def test_a_flipped_byte_is_found_before_any_database_is_made(
-    member: str, postgres17: PostgresServer, stocked: Stocked
+@pytest.mark.parametrize("name", ["toc.dat", "blob_", "blobs", "table"])
+def test_a_flipped_bit_is_found_before_any_database_is_made(
+    name: str, postgres17: PostgresServer, stocked: Stocked, new_name: NewName
 ) -> None:
     here, backup = stocked(postgres17)
-    name = member or max(here.index(backup).contract.tables, key=lambda table: table.raw_bytes).member
-    damaged(here, backup, name)
-    with refused(here, VerificationFailed, f"member {name}", "is damaged", "backupd list"):
-        restore_to(here, backup, "never_made")
+    index = here.index(backup)
+    wanted = max(index.contract.tables, key=lambda table: table.raw_bytes).member if name == "table" else name
+    member = next(each for each in index.members if each.name.startswith(wanted) and each.size_bytes)
+    flip(here, backup, member.offset + member.size_bytes // 2)
+    with refused(here, VerificationFailed, f"member {member.name}", "is damaged", "backupd list"):
+        restore_to(here, backup, new_name(postgres17))
 
 
-def test_a_flipped_byte_in_the_index_is_found_before_any_database_is_made(
-    postgres17: PostgresServer, stocked: Stocked
+def test_a_flipped_bit_in_the_index_is_found_before_any_database_is_made(
+    postgres17: PostgresServer, stocked: Stocked, new_name: NewName
 ) -> None:
     here, backup = stocked(postgres17)
-    path = here.archive_file(backup)
-    data = bytearray(path.read_bytes())
-    data[backup.manifest.index_offset + backup.manifest.index_bytes // 2] ^= 1
-    path.chmod(0o600)
-    path.write_bytes(data)
-    here.remember()
+    flip(here, backup, backup.manifest.index_offset + backup.manifest.index_bytes // 2)
     with refused(here, VerificationFailed, "index of ", "is damaged"):
-        restore_to(here, backup, "never_made")
+        restore_to(here, backup, new_name(postgres17))
 
 
 @pytest.mark.parametrize("left_bytes", [0, 100_000])
 def test_a_cut_archive_is_found_before_any_database_is_made(
-    left_bytes: int, postgres17: PostgresServer, stocked: Stocked
+    left_bytes: int, postgres17: PostgresServer, stocked: Stocked, new_name: NewName
 ) -> None:
     here, backup = stocked(postgres17)
     path = here.archive_file(backup)
     path.chmod(0o600)
     os.truncate(path, left_bytes)
-    here.remember()
     with refused(here, StoreError, archive_key(name_of(backup))):
-        restore_to(here, backup, "never_made")
+        restore_to(here, backup, new_name(postgres17))
 
 
-def test_an_archive_that_is_deleted_meanwhile_makes_no_database(postgres17: PostgresServer, stocked: Stocked) -> None:
+def test_an_archive_that_is_deleted_meanwhile_makes_no_database(
+    postgres17: PostgresServer, stocked: Stocked, new_name: NewName
+) -> None:
     here, backup = stocked(postgres17)
-    path = here.archive_file(backup)
+    before, path = databases(postgres17), here.archive_file(backup)
 
     def delete(progress: Progress) -> None:
-        if progress.stage == "fetch" and path.exists():
-            path.unlink()
-            here.remember()
+        if progress.stage == "fetch":
+            path.unlink(missing_ok=True)
 
-    with refused(here, NotFound, path.name):
-        restore_to(here, backup, "never_made", progress=Progress(delete))
+    with pytest.raises(NotFound, match=path.name):
+        restore_to(here, backup, new_name(postgres17), progress=Progress(delete))
+    assert databases(postgres17) == before
+    here.assert_clean()
 
 
 def test_another_backup_s_archive_under_this_one_s_name_is_found_out(
-    postgres17: PostgresServer, stocked: Stocked
+    postgres17: PostgresServer, stocked: Stocked, new_name: NewName
 ) -> None:
     here, backup = stocked(postgres17)
     other = here.take(backup.source.database)
     path = here.archive_file(backup)
     path.chmod(0o600)
     shutil.copyfile(here.archive_file(other), path)
-    here.remember()
-    with refused(here, VerificationFailed):
-        restore_to(here, backup, "never_made")
+    with refused(here, VerificationFailed, backup.id):
+        restore_to(here, backup, new_name(postgres17))
 
 
 # --- S3
-
-
-@pytest.fixture
-def in_s3(
-    moto_s3: S3Server, stocked: Stocked, fault_proxy: Callable[[S3Server], tuple[FaultProxy, S3Server]]
-) -> Callable[[PostgresServer, str], tuple[Site, Backup, FaultProxy]]:
-    """A stocked site whose store is S3 behind a proxy."""
-
-    def make(server: PostgresServer, database: str) -> tuple[Site, Backup, FaultProxy]:
-        here, backup = stocked(server, database)
-        for path in here.store.rglob("*.*"):
-            key = f"a/prefix/{path.relative_to(here.store)}"
-            moto_s3.client.put_object(Bucket=moto_s3.bucket, Key=key, Body=path.read_bytes())
-        proxy, _ = fault_proxy(moto_s3)
-        here.settings |= {
-            "BACKUPD_STORE__URL": f"s3://{moto_s3.bucket}/a/prefix",
-            "BACKUPD_STORE__S3__ENDPOINT_URL": proxy.endpoint_url,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        here.s3_options = replace(here.s3_options, endpoint_url=proxy.endpoint_url)
-        here.secrets.append(SECRET_KEY)
-        return here, backup, proxy
-
-    return make
-
-
-InS3 = Callable[[PostgresServer, str], tuple[Site, Backup, FaultProxy]]
 
 
 def test_a_connection_that_s3_resets_in_the_middle_of_a_member_is_made_good(
@@ -621,20 +580,16 @@ def test_a_connection_that_s3_resets_in_the_middle_of_a_member_is_made_good(
 
 
 def test_an_s3_that_ends_every_answer_early_makes_no_database(
-    postgres17: PostgresServer, in_s3: InS3, large_of: Waiting
+    postgres17: PostgresServer, in_s3: InS3, large_of: Waiting, new_name: NewName
 ) -> None:
     here, backup, proxy = in_s3(postgres17, large_of(postgres17))
-    before, index_bytes = databases(postgres17), backup.manifest.index_bytes
 
     def rule(method: str, path: str, number: int) -> str | None:
-        return "cut response" if method == "GET" and path.endswith(".tar") and number > 1 else None
+        return "cut response" if fetches(proxy) else None
 
-    assert index_bytes
     proxy.rule = rule
-    with pytest.raises(StoreError, match=backup.id):
-        restore_to(here, backup, "never_made")
-    assert databases(postgres17) == before
-    assert list(here.scratch.iterdir()) == []
+    with refused(here, StoreError, backup.id, "before its end"):
+        restore_to(here, backup, new_name(postgres17))
 
 
 # --- signals
@@ -673,7 +628,7 @@ def test_a_signal_in_the_middle_of_a_fetch_from_s3_leaves_nothing(
     before, fetching = databases(postgres17), threading.Event()
 
     def rule(method: str, path: str, number: int) -> str | None:
-        if number <= 4 or not path.endswith(".tar"):
+        if not fetches(proxy):
             return None
         fetching.set()
         return "slow 2"
@@ -689,9 +644,9 @@ def test_a_signal_in_the_middle_of_a_fetch_from_s3_leaves_nothing(
 
 
 @contextlib.contextmanager
-def locked(server: PostgresServer, name: str, table: str) -> Iterator[None]:
+def locked(server: PostgresServer, name: str, table: str, mode: str) -> Iterator[None]:
     with server.connect(name) as connection, connection.transaction():
-        connection.execute(f"LOCK TABLE {table} IN EXCLUSIVE MODE".encode())
+        connection.execute(f"LOCK TABLE {table} IN {mode} MODE".encode())
         yield
 
 
@@ -706,7 +661,7 @@ def test_a_signal_while_the_database_is_being_made_leaves_none(
 ) -> None:
     here, backup = stocked(postgres17)
     name = new_name(postgres17)
-    with locked(postgres17, "postgres", "pg_database"):
+    with locked(postgres17, "postgres", "pg_database", "EXCLUSIVE"):
         run = here.start("restore", backup.id, "--as", name)
         wait_until(lambda: waits_for_lock(postgres17), "CREATE DATABASE does not wait")
         run.send(signal.SIGTERM)
@@ -731,17 +686,18 @@ def test_a_signal_after_pg_restore_leaves_no_database(
     name = new_name(postgres17)
     run = here.start("restore", backup.id, "--as", name)
     wait_until(done.exists, "pg_restore does not end")
-    with contextlib.suppress(psycopg.OperationalError):  # DROP DATABASE ends our session
-        table = "shop.documents, shop.kinds" if stage == "compare" else "pg_database"
-        mode = "ACCESS EXCLUSIVE" if stage == "compare" else "EXCLUSIVE"
-        with postgres17.connect(name if stage == "compare" else "postgres") as connection, connection.transaction():
-            connection.execute(f"LOCK TABLE {table} IN {mode} MODE".encode())
-            go.touch()
-            wait_until(lambda: waits_for_lock(postgres17), f"{stage} does not wait")
-            assert state(postgres17, name)[:2] == (MARK.format(backup.id), False)
-            run.send(signal.SIGTERM)
-            time.sleep(0.5)
-    ended = ended_soon(run)
+    place, table = (name, "shop.documents, shop.kinds") if stage == "compare" else ("postgres", "pg_database")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(psycopg.OperationalError))  # DROP DATABASE ends our session
+        stack.enter_context(locked(postgres17, place, table, "ACCESS EXCLUSIVE" if stage == "compare" else "EXCLUSIVE"))
+        go.touch()
+        wait_until(lambda: waits_for_lock(postgres17), f"{stage} does not wait")
+        assert state(postgres17, name)[:2] == (MARK.format(backup.id), False)
+        run.send(signal.SIGTERM)
+        if stage == "compare":  # the count must not go on
+            ended = ended_soon(run)
+    if stage == "open":
+        ended = ended_soon(run)
     here.assert_failed(ended, 143, "interrupted")
     assert not exists(postgres17, name)
 
