@@ -9,10 +9,14 @@ import sys
 from types import FrameType
 
 
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """The second signal: clean-up goes on."""
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raises Interrupted once; what comes later must not interrupt the clean-up."""
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, _ignore)  # not SIG_IGN: Python complains where one is pending already
     from backupd.errors import Interrupted
 
     raise Interrupted(number)
@@ -30,6 +34,8 @@ def main() -> None:
         code = cli.run(sys.argv[1:])
     except Interrupted as exc:
         code = exc.exit_code
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # while Python ends it would give them back
     sys.exit(code)
 
 

@@ -99,13 +99,17 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
     rewritten: list[str] = []
     for attempt in range(1, ATTEMPTS + 1):
         with _dumping(run, folder / f"attempt{attempt}") as (running, session, release):
-            files = running.files(_Watch(run, folder), release)
-            toc_bytes = _first(files).read_bytes()
-            table_of_contents = toc.read_toc(toc_bytes)
-            rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
-            if not rewritten:
-                stream = _Stream(running, files, table_of_contents, toc_bytes, facts.read(session))
-                return _store(run, catalog, stream, clock)
+            try:
+                files = running.files(_Watch(run, folder), release)
+                toc_bytes = _first(files).read_bytes()
+                table_of_contents = toc.read_toc(toc_bytes)
+                rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
+                if not rewritten:
+                    stream = _Stream(running, files, table_of_contents, toc_bytes, facts.read(session))
+                    return _store(run, catalog, stream, clock)
+            except VerificationFailed:
+                running.raise_failure()
+                raise
         _log.warning("backup.retried", database=run.job.database, reason="rewritten", tables=rewritten, attempt=attempt)
     raise DatabaseError(
         f"tables of database {run.job.database} were rewritten while the dump began, {ATTEMPTS} times",
@@ -176,15 +180,20 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
     with catalog.store.create(key, stream.facts.database_bytes) as output:
         writer = archive.Writer(output, run.id, run.started_at)
         writer.add(archive.README_NAME, archive.readme(run.id, run.client.version, properties).encode())
-        decoded = {}
+        decoded, objects = {}, dict[str, int]()
         for path in stream.files:
             if decode.is_table(path.name) or decode.large_object_oid(path.name) is not None:
                 decoded[path.name] = _add(writer, path, run.progress)
+            elif decode.is_object_list(path.name):
+                data = path.read_bytes()
+                objects |= toc.read_blobs_toc(data)
+                writer.add(path.name, data)
             else:
-                writer.add(path.name, path.read_bytes())
+                raise VerificationFailed(f"pg_dump wrote {path.name!r}, which is no member of a dump")
             path.unlink()
         writer.add(dump.TOC_NAME, stream.toc_bytes)
         promised = contract.build(stream.toc, stream.facts, decoded, _exemptions(run))
+        contract.require_lists(promised, objects.values())
         written = writer.finish(promised)
         run.lock.check()
     return _manifest(run, stream, promised, written, clock())
@@ -244,5 +253,5 @@ def _manifest(
         compression=dump.compression_for(run.client, run.job.options.compression),
         jobs=run.job.options.jobs,
         filter=_filter(run),
-        warnings=stream.running.warnings[-WARNINGS_KEPT:],
+        warnings=tuple(map(log.scrub, stream.running.warnings[-WARNINGS_KEPT:])),
     )

@@ -5,7 +5,7 @@ rows in the TOC but no file, a file that no entry names, a table of the source t
 refuses the backup; so does a large object without a file. What may lack rows is named with its reason.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from backupd import toc
@@ -85,6 +85,12 @@ def _table(entry: toc.TableData, decoded: Mapping[str, Decoded]) -> Table:
         copy_statement=entry.copy_statement,
         via_root=entry.via_root,
     )
+
+
+def require_lists(promised: Contract, listed: Collection[int]) -> None:
+    """Raises VerificationFailed where pg_dump's lists, which pg_restore goes by, do not have the same large objects."""
+    if odd := sorted({item.oid for item in promised.large_objects}.symmetric_difference(listed)):
+        raise VerificationFailed(f"large objects are not as pg_dump's lists have them: {_some(odd)}")
 
 
 def _refuse_strangers(decoded: Mapping[str, Decoded], expected: set[str]) -> None:

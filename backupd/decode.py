@@ -37,6 +37,7 @@ STEP_BYTES = 256 * 1024
 _LAST_LINE = (END_MARKER, b"\n" + END_MARKER)
 _TAIL_BYTES = len(_LAST_LINE[1])
 _TABLE = re.compile(r"[0-9]+\.dat(\.zst|\.gz)?")
+_OBJECT_LIST = re.compile(r"blobs(_[0-9]+)?\.toc")
 _LARGE_OBJECT = re.compile(r"blob_([0-9]+)\.dat(\.zst|\.gz)?")
 
 
@@ -52,6 +53,11 @@ class Decoded:
 def is_table(name: str) -> bool:
     """Whether that member holds a table's rows."""
     return _TABLE.fullmatch(name) is not None
+
+
+def is_object_list(name: str) -> bool:
+    """Whether that member lists large objects."""
+    return _OBJECT_LIST.fullmatch(name) is not None
 
 
 def large_object_oid(name: str) -> int | None:

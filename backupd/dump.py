@@ -33,6 +33,7 @@ SAFE_MINORS: Mapping[int, int] = {14: 25, 15: 20, 16: 16, 17: 12, 18: 7}
 """Minor versions of 2026-11-12, which fix known vulnerabilities of the clients (postgres.md 1); warned about only."""
 
 _LOOK_MILLISECONDS = 50
+_DYING_SECONDS = 5.0  # a leader notices at once that a worker died, and ends the others
 REPLICA_HINT = "Set hot_standby_feedback = on, or raise max_standby_streaming_delay, on the standby."
 
 _VERSION = re.compile(r"\(PostgreSQL\) ([0-9]+)(?:\.([0-9]+))?")
@@ -176,15 +177,18 @@ def dump_argv(client: Client, conninfo: str, folder: Path, options: Options, sna
         "--no-password",
         f"--lock-wait-timeout={round(options.lock_wait_seconds * 1000)}",
         *([f"--snapshot={snapshot}"] if snapshot is not None else []),
-        *(_pattern("--schema", "--table", pattern) for pattern in options.include),
-        *(_pattern("--exclude-schema", "--exclude-table", pattern) for pattern in options.exclude),
+        *_patterns("--schema", "--table", options.include, options.include),
+        *_patterns("--exclude-schema", "--exclude-table", options.exclude, options.include),
         *(["--strict-names"] if options.include else []),
     ]
 
 
-def _pattern(schema_option: str, table_option: str, pattern: str) -> str:
-    """`name.*` is a schema, everything else a table."""
-    return f"{schema_option}={pattern[:-2]}" if pattern.endswith(".*") else f"{table_option}={pattern}"
+def _patterns(schema_option: str, table_option: str, patterns: Sequence[str], include: Sequence[str]) -> Iterator[str]:
+    """`name.*` is a schema, but beside an included table it is its tables: --table makes pg_dump ignore schemas."""
+    tables_only = not all(pattern.endswith(".*") for pattern in include)
+    for pattern in patterns:
+        schema = pattern.endswith(".*") and not tables_only
+        yield f"{schema_option}={pattern[:-2]}" if schema else f"{table_option}={pattern}"
 
 
 class Dump:
@@ -206,10 +210,17 @@ class Dump:
         while (status := self._child.poll()) is None:
             yield from self._new(self._closed(_LOOK_MILLISECONDS))
             on_idle()
-        on_end()
         self._check_end(status)
         rest = sorted(path.name for path in self._folder.iterdir())
-        yield from self._new(sorted(rest, key=lambda name: name != TOC_NAME), ended=True)
+        yield from self._new([name for name in rest if name == TOC_NAME], ended=True)
+        on_end()  # only now: what toc.dat says is held against the snapshot
+        yield from self._new(rest, ended=True)
+
+    def raise_failure(self) -> None:
+        """Raises what pg_dump's failure means, where it failed or is just failing: a dying one closes cut files."""
+        status = self._child.wait(_DYING_SECONDS)
+        if status:
+            raise dump_failure(status, self._child.stderr())
 
     def _new(self, names: Sequence[str], *, ended: bool = False) -> Iterator[Path]:
         for name in names:
@@ -273,7 +284,16 @@ _SAID: Sequence[tuple[str, type[BackupdError], str | None]] = (
     ("must be owner", AccessRefused, None),
     ("No space left on device", NoRoom, scratch.HINT),
     ("Disk quota exceeded", NoRoom, scratch.HINT),
-    ("lock timeout", DatabaseError, "DDL holds a table for long; run again later, or raise BACKUPD_DUMP__LOCK_WAIT."),
+    (
+        "could not obtain lock on relation",
+        LocksExhausted,
+        "Run with BACKUPD_DUMP__JOBS=1, which locks each table once.",
+    ),
+    (
+        "statement timeout",
+        DatabaseError,
+        "DDL holds a table for long; run again later, or raise BACKUPD_DUMP__LOCK_WAIT.",
+    ),
     ("no matching", UsageError, "BACKUPD_DUMP__INCLUDE and BACKUPD_DUMP__EXCLUDE must match something."),
 )
 

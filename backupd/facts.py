@@ -106,14 +106,24 @@ def extensions(session: Session) -> list[Extension]:
     return [Extension(*row) for row in session.rows(query)]
 
 
-def filenodes(session: Session) -> Mapping[int, int]:
-    """The file on disk of each ordinary table by OID: TRUNCATE, VACUUM FULL and rewriting ALTERs give a new one."""
-    return dict(session.rows("SELECT oid::int8, relfilenode::int8 FROM pg_class WHERE relkind = 'r'"))
+def filenodes(session: Session) -> Mapping[int, tuple[int, str, str]]:
+    """File on disk and name of each ordinary table by OID: TRUNCATE, VACUUM FULL and rewriting ALTERs give a new file.
+
+    The name counts because pg_dump locks and reads tables by name: what was dropped and made again, or renamed into
+    another's place, would be read under the old one's entry.
+    """
+    query = (
+        "SELECT c.oid::int8, c.relfilenode::int8, n.nspname, c.relname"
+        " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'"
+    )
+    return {oid: (filenode, schema, name) for oid, filenode, schema, name in session.rows(query)}
 
 
-def rewritten(before: Mapping[int, int], now: Mapping[int, int], dumped: Collection[int]) -> list[int]:
-    """The OIDs of dumped tables whose file changed between two looks; a dropped table is pg_dump's to find."""
-    return sorted(oid for oid in dumped if oid in before and now.get(oid, before[oid]) != before[oid])
+def rewritten(
+    before: Mapping[int, tuple[int, str, str]], now: Mapping[int, tuple[int, str, str]], dumped: Collection[int]
+) -> list[int]:
+    """The OIDs of dumped tables whose file or name changed between two looks, or that are gone."""
+    return sorted(oid for oid in dumped if oid in before and now.get(oid) != before[oid])
 
 
 def copying(session: Session) -> tuple[int, int]:

@@ -6,6 +6,8 @@ disk that fills at 03:00 after an hour of work is the failure that a check of a 
 
 import contextlib
 import errno
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +15,8 @@ from pathlib import Path
 
 from backupd.errors import NoRoom, UsageError
 
+_PREFIX = ".backupd-scratch-"  # so particular that nothing else is swept
 HINT = "Point BACKUPD_SCRATCH__DIRECTORY at a folder with more room."
-
-
 LIMIT_HINT = "Raise BACKUPD_SCRATCH__LIMIT, in Kubernetes together with the volume's size."
 
 
@@ -23,28 +24,56 @@ LIMIT_HINT = "Raise BACKUPD_SCRATCH__LIMIT, in Kubernetes together with the volu
 def open_scratch(parent: Path | None, name: str) -> Iterator[Path]:
     """A new folder (0700) in `parent`, or the system's temporary folder; gone with all it holds after the block."""
     with errors(parent or Path("TMPDIR")):  # the system may have no usable temporary folder, which then has no name
-        folder = Path(tempfile.mkdtemp(prefix=f"backupd-{name}-", dir=parent))
+        folder, mark = _made(parent or Path(tempfile.gettempdir()), name)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(mark)
+
+
+def _made(where: Path, name: str) -> tuple[Path, int]:
+    """A new folder, and the descriptor whose lock says that its run is alive."""
+    _sweep(where)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-", dir=where))
+        mark = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        if folder.exists():  # else another run swept it before it was locked
+            return folder, mark
+        os.close(mark)
+
+
+def _sweep(where: Path) -> None:
+    """Removes the folders of runs that were killed: nobody holds the lock that a living run has on its own."""
+    for folder in where.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_uid == os.geteuid():
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def require_room(folder: Path, needed_bytes: int, purpose: str, limit_bytes: int | None = None) -> None:
     """Raises NoRoom where the folder's file system, or the limit on its use, has less room than is needed."""
-    room_bytes = shutil.disk_usage(folder).free
-    if limit_bytes is not None:
-        room_bytes = min(room_bytes, limit_bytes)
+    with errors(folder):
+        room_bytes, hint = shutil.disk_usage(folder).free, HINT
+    if limit_bytes is not None and limit_bytes < room_bytes:
+        room_bytes, hint = limit_bytes, LIMIT_HINT
     if room_bytes < needed_bytes:
         message = f"{purpose} needs {needed_bytes} bytes of scratch, {folder} has {room_bytes}"
-        raise NoRoom(message, hint=HINT if limit_bytes is None else LIMIT_HINT)
+        raise NoRoom(message, hint=hint)
 
 
 def require_within(folder: Path, limit_bytes: int | None) -> None:
     """Raises NoRoom where the folder holds more than the limit: the kubelet would evict the pod a minute later."""
     if limit_bytes is None:
         return
-    used_bytes = sum(_allocated_bytes(path) for path in folder.rglob("*"))
+    with errors(folder):
+        used_bytes = sum(_allocated_bytes(path) for path in folder.rglob("*"))
     if used_bytes > limit_bytes:
         message = f"scratch {folder} holds {used_bytes} bytes, and BACKUPD_SCRATCH__LIMIT is {limit_bytes}"
         raise NoRoom(message, hint=LIMIT_HINT)
@@ -52,7 +81,7 @@ def require_within(folder: Path, limit_bytes: int | None) -> None:
 
 def _allocated_bytes(path: Path) -> int:
     try:
-        return path.stat().st_blocks * 512
+        return path.lstat().st_blocks * 512
     except FileNotFoundError:  # stored and removed since it was listed
         return 0
 
