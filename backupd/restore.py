@@ -7,14 +7,13 @@ because it takes nothing else any more (postgres.md 1: pipes are refused since N
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from backupd import archive, dump, log, postgres, scratch, target
 from backupd.catalog import Catalog, archive_key
-from backupd.errors import TargetRefused, UsageError, VerificationFailed, VersionMismatch
+from backupd.errors import RestoreFailed, TargetRefused, UsageError, VerificationFailed, VersionMismatch
 from backupd.manifest import Backup, Contract, Index, Manifest
 from backupd.progress import Progress
 from backupd.selector import name_of
@@ -69,8 +68,8 @@ def restore(
             with stages.timed("restore"):
                 argv = dump.restore_argv(client, access.conninfo(job.database), folder, jobs)
                 _log.debug("child.started", tool="pg_restore", argv=argv)
-                on_line = partial(log.child_stderr, "pg_restore")
-                dump.restore(argv, access.environment, on_line, lambda: progress.advance())
+                with _explained(job, manifest) as on_line:
+                    dump.restore(argv, access.environment, on_line, lambda: progress.advance())
             with stages.timed("compare"):
                 comparisons = target.compare(access, job.database, index.contract, jobs)
                 _require_equal(job, comparisons)
@@ -177,6 +176,29 @@ def _named_if_left(job: Job) -> Iterator[None]:
             action = "look at it and drop it" if job.create else "empty it, and restore again"
             _log.warning("target.left_closed", database=job.database, action=action)
         raise
+
+
+@contextlib.contextmanager
+def _explained(job: Job, manifest: Manifest) -> Iterator[Callable[[str], None]]:
+    """Takes pg_restore's lines and logs them; gives its failure the errors among them and the hint that helps here.
+
+    The errors, because pg_restore repeats the whole statement after each: its last words rarely say what was wrong.
+    """
+    errors: list[str] = []
+
+    def on_line(line: str) -> None:
+        log.child_stderr("pg_restore", line)
+        if " error: " in line:
+            errors.append(line.strip())
+
+    try:
+        yield on_line
+    except RestoreFailed as exc:
+        hint = exc.hint if job.create and not job.keep else "The database is closed to others; look at it."
+        if manifest.filter is not None:
+            hint = "The backup is filtered: its tables may need schemas, types or functions that are not in it."
+            hint += " `backupd fetch` gives a folder for pg_restore into a database that has them."
+        raise RestoreFailed(exc.message, detail=" / ".join(errors[:3]) or exc.detail, hint=hint) from exc
 
 
 def _jobs(contract: Contract, most: int) -> int:

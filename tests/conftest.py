@@ -4,7 +4,7 @@ import pytest
 
 from backupd import throwaway
 
-pytest_plugins = ["fix_postgres", "fix_store", "fix_tools"]
+pytest_plugins = ["fix_postgres", "fix_store", "fix_tools", "fix_restore"]
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -85,6 +85,16 @@ def has_role(server: PostgresServer, role: str) -> bool:
         return connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone() is not None
 
 
+def test_a_backup_without_some_tables_restores_all_others(
+    postgres17: PostgresServer, site: MakeSite, shop_of: Callable[[PostgresServer], str], new_name: NewName
+) -> None:
+    here, source, name = site(postgres17), shop_of(postgres17), new_name(postgres17)
+    restore_to(here, here.take(source, exclude=("shop.documents", "we*")), name)
+    expected = contents(postgres17, source)
+    assert expected.pop("shop.documents")
+    assert contents(postgres17, name) == expected
+
+
 def test_an_empty_database_comes_back_empty(
     postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory, new_name: NewName
 ) -> None:

@@ -277,25 +277,23 @@ def test_a_standby_is_refused(
 ) -> None:
     here, backup = stocked(postgres17)
     server, _ = own_postgres()
-    (server.data_directory / "standby.signal").touch()
-    crash(server)
+    become_standby(server)
     with refused(here, TargetRefused, "target is a standby", "BACKUPD_TARGET__HOST", server=server):
         restore_to(here, backup, "never_made", on=server)
 
 
-def crash(server: PostgresServer) -> None:
-    """Kills one of the server's processes, upon which it ends all sessions, recovers, and is back."""
+def become_standby(server: PostgresServer) -> None:
+    """A server that recovers, as after the death of one of its processes, looks for the standby's signal."""
+    (server.data_directory / "standby.signal").touch()
     with server.connect() as connection:
         os.kill(connection.info.backend_pid, signal.SIGKILL)
-        with pytest.raises(psycopg.OperationalError):
-            connection.execute("SELECT pg_sleep(10)")
 
-    def back() -> bool:
+    def standby() -> bool:
         with contextlib.suppress(psycopg.OperationalError), server.connect() as connection:
-            return connection.execute("SELECT").rowcount == 1
+            return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
         return False
 
-    wait_until(back, "the server did not come back")
+    wait_until(standby, "the server does not come back as a standby")
 
 
 # --- clients
@@ -418,6 +416,15 @@ def test_a_pg_restore_that_ends_badly_leaves_no_database(
     with refused(here, RestoreFailed, *words, "--keep"):
         client = client_of(postgres17, restore_clients(postgres17, script))
         restore_to(here, backup, new_name(postgres17), clients=[client])
+
+
+def test_a_filtered_backup_that_lacks_what_its_tables_need_is_shown_fetch(
+    postgres17: PostgresServer, site: MakeSite, shop_of: Waiting, new_name: NewName
+) -> None:
+    here = site(postgres17)
+    backup = here.take(shop_of(postgres17), include=("shop.animals",))
+    with refused(here, RestoreFailed, 'schema "shop" does not exist', "is filtered", "`backupd fetch`"):
+        restore_to(here, backup, new_name(postgres17))
 
 
 @contextlib.contextmanager
@@ -656,6 +663,12 @@ def waits_for_lock(server: PostgresServer) -> bool:
         return connection.execute(query).fetchone() is not None
 
 
+def sessions_of_backupd(server: PostgresServer) -> bool:
+    with server.connect() as connection:
+        query = "SELECT FROM pg_stat_activity WHERE application_name = 'backupd restore'"
+        return connection.execute(query).fetchone() is not None
+
+
 def test_a_signal_while_the_database_is_being_made_leaves_none(
     postgres17: PostgresServer, stocked: Stocked, new_name: NewName
 ) -> None:
@@ -665,9 +678,11 @@ def test_a_signal_while_the_database_is_being_made_leaves_none(
         run = here.start("restore", backup.id, "--as", name)
         wait_until(lambda: waits_for_lock(postgres17), "CREATE DATABASE does not wait")
         run.send(signal.SIGTERM)
-        time.sleep(0.5)  # the server would go on with the CREATE DATABASE that nobody waits for
+        time.sleep(0.5)
     ended = ended_soon(run)
     here.assert_failed(ended, 143, "interrupted")
+    # the server would go on with the CREATE DATABASE that nobody waits for
+    wait_until(lambda: not sessions_of_backupd(postgres17), "sessions are left")
     assert not exists(postgres17, name)
 
 
