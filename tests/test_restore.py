@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -164,12 +165,17 @@ INSERT INTO own SELECT generate_series(1, 7);
 
 
 @pytest.fixture
-def tiny_extension(postgres18: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def tiny_extension(postgres18: PostgresServer) -> Iterator[str]:
     """An extension with a configuration table; only PostgreSQL 18 finds one outside its installation."""
-    folder = tmp_path_factory.mktemp("share") / "extension"
+    with tempfile.TemporaryDirectory() as name:  # and not below pytest's own folder, which is closed to the server
+        yield from _tiny_extension(postgres18, Path(name))
+
+
+def _tiny_extension(postgres18: PostgresServer, share: Path) -> Iterator[str]:
+    folder = share / "extension"
     folder.mkdir()
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(0o755)
+    for each in (share, folder):
+        each.chmod(0o755)
     (folder / "tiny.control").write_text("default_version = '1'\nrelocatable = true\n")
     (folder / "tiny--1.sql").write_text(EXTENSION)
     with postgres18.connect() as connection:

@@ -1,0 +1,23 @@
+"""The bench is code too: a pipeline that does not run any more is found here, not on the day of a release."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent / "bench"
+
+
+@pytest.mark.slow
+def test_every_pipeline_of_the_bench_runs_and_every_restore_has_the_rows_of_the_source(tmp_path: Path) -> None:
+    document = tmp_path / "bench.json"
+    subprocess.run([sys.executable, BENCH, "--quick", "--json", document], check=True, timeout=600)
+    found = json.loads(document.read_text())
+    ran = {part: set(pipelines) for part, pipelines in found["samples"].items()}
+    assert {"pg_dump -Fd -j2 zstd:1", "pg_dump -Ft", "pg_dump -Z6", "backupd to disk"} <= ran["backup"]
+    assert {"pg_restore -Fd -j2", "backupd from disk"} <= ran["restore"]
+    assert {"many tables", "list of many tables", "empty list", "list"} <= set(ran)
+    restored = {run["restored_rows"] for runs in found["samples"]["restore"].values() for run in runs}
+    assert restored == {found["facts"]["rows"]}
