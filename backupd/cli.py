@@ -8,6 +8,7 @@ neither psycopg nor boto3.
 import contextlib
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass, replace
@@ -257,7 +258,7 @@ def restore(
         keep=keep,
         scratch=loaded.scratch.directory,
     )
-    with here.target("restore", loaded.target.database) as access, terminal.shown() as progress:
+    with here.target("restore", into or loaded.target.database) as access, terminal.shown() as progress:
         restored = verb.restore(access, found, here.clients(), chosen, job, progress)
     if json_:
         _print_json({"message_type": "summary", "backup": str(name_of(chosen)), **asdict(restored)})
@@ -282,7 +283,7 @@ def fetch(
         directory.mkdir(mode=0o700)
     with terminal.shown() as progress:
         verb.fetch(found, chosen, index, directory, progress)
-    print(f"pg_restore --exit-on-error --jobs=4 --dbname=NAME {directory}")
+    print(f"pg_restore --exit-on-error --jobs=4 --dbname=NAME {shlex.quote(str(directory))}")
 
 
 # --- looking

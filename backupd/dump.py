@@ -217,10 +217,13 @@ class Dump:
         yield from self._new(rest, ended=True)
 
     def raise_failure(self) -> None:
-        """Raises what pg_dump's failure means, where it failed or is just failing: a dying one closes cut files."""
-        status = self._child.wait(_DYING_SECONDS)
-        if status:
-            raise dump_failure(status, self._child.stderr())
+        """Raises what pg_dump's failure means, where it failed or is just failing: a dying one closes cut files.
+
+        A leader may hang at its end, when it cannot reach the server to cancel its workers' queries.
+        """
+        status, stderr = self._child.wait(_DYING_SECONDS), self._child.stderr()
+        if status or (status is None and "pg_dump: error:" in stderr):
+            raise dump_failure(status, stderr)
 
     def _new(self, names: Sequence[str], *, ended: bool = False) -> Iterator[Path]:
         for name in names:
@@ -298,9 +301,9 @@ _SAID: Sequence[tuple[str, type[BackupdError], str | None]] = (
 )
 
 
-def dump_failure(status: int, stderr: str) -> BackupdError:
-    """What a pg_dump that did not end with 0 means."""
-    ended = f"signal {-status}" if status < 0 else f"status {status}"
+def dump_failure(status: int | None, stderr: str) -> BackupdError:
+    """What a pg_dump that did not end with 0 means; without a status it said an error and did not end."""
+    ended = "an error" if status is None else f"signal {-status}" if status < 0 else f"status {status}"
     kind, hint = next(
         ((kind, hint) for words, kind, hint in _SAID if words in stderr),
         (DatabaseError, "The detail is what pg_dump said; run `backupd doctor`."),

@@ -386,7 +386,9 @@ def test_retention_runs_after_a_success_and_only_then(
     ended = here.run("backup", database, "--json", **policy)
     assert ended.code == 0, ended.stderr
     assert here.listed() == [json.loads(ended.stdout)["id"]]
-    assert sorted(event["backup"][-len(older[0]) :] for event in ended.events if "pruned" in event["event"]) == older
+    assert sorted(event["backup"][-len(older[0]) :] for event in ended.events if "pruned" in event["event"]) == sorted(
+        older
+    )
     assert here.orphans() == []
 
 

@@ -97,12 +97,12 @@ def test_a_second_signal_does_not_disturb_the_clean_up_of_the_first(stage: Stage
 def test_a_run_that_waits_for_another_can_be_interrupted(stage: Stage, shop_of: Shop) -> None:
     with stage("waiting for locks") as (here, first):
         database = shop_of(here.server)
-        second = here.start("backup", database, "--wait", "60")
-        query = "SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_try_advisory_lock%%' AND datname = %s"
+        query = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_try_advisory_lock%%' AND datname = %s"
         with here.server.connect() as connection:
+            firsts = set(connection.execute(query, [database]).fetchall())
+            second = here.start("backup", database, "--wait", "60")
             wait_until(
-                lambda: len(connection.execute(query, [shop_of(here.server)]).fetchall()) > 0,
-                "the second does not wait",
+                lambda: set(connection.execute(query, [database]).fetchall()) - firsts, "the second does not wait"
             )
         second.send(signal.SIGTERM)
         assert second.end().code == 143
