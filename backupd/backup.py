@@ -182,7 +182,7 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
         writer.add(archive.README_NAME, archive.readme(run.id, run.client.version, properties).encode())
         decoded, objects = {}, dict[str, int]()
         for path in stream.files:
-            if decode.is_table(path.name) or decode.large_object_oid(path.name) is not None:
+            if decode.is_data(path.name):
                 decoded[path.name] = _add(writer, path, run.progress)
             elif decode.is_object_list(path.name):
                 data = path.read_bytes()

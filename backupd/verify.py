@@ -46,10 +46,6 @@ def _read(catalog: Catalog, backup: Backup, progress: Progress) -> int:
     return reader.decoded
 
 
-def _is_data(name: str) -> bool:
-    return decode.is_table(name) or decode.large_object_oid(name) is not None
-
-
 class _Reader:
     """Takes members' bytes in order, decodes each, and compares it with the contract at its end."""
 
@@ -61,7 +57,7 @@ class _Reader:
 
     def __call__(self, member: Member, data: bytes) -> None:
         self._progress.advance(len(data))
-        if not _is_data(member.name):
+        if not decode.is_data(member.name):
             return
         decoder = self._decoder = self._decoder or decode.Decoder(member.name)
         if data:
