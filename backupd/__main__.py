@@ -4,28 +4,14 @@ As PID 1 a process without a handler ignores SIGTERM, and one that arrives durin
 handler is installed before anything heavy is imported.
 """
 
-import signal
 import sys
-from types import FrameType
 
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """The second signal: clean-up goes on."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises Interrupted once; what comes later must not interrupt the clean-up."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _ignore)  # not SIG_IGN: Python complains where one is pending already
-    from backupd.errors import Interrupted
-
-    raise Interrupted(number)
+from backupd import signals
 
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    signals.install()
     from backupd.errors import Interrupted
 
     try:
@@ -34,8 +20,7 @@ def main() -> None:
         code = cli.run(sys.argv[1:])
     except Interrupted as exc:
         code = exc.exit_code
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # while Python ends it would give them back
+    signals.ignore()
     sys.exit(code)
 
 

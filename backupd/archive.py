@@ -15,13 +15,13 @@ import shlex
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from backupd import decode, scratch
+from backupd import decode, scratch, threads
 from backupd.errors import VerificationFailed
 from backupd.manifest import FORMAT, Contract, DatabaseProperties, Index, Manifest, Member, load_index, to_json
 from backupd.store import Store
@@ -190,14 +190,13 @@ def fetch(store: Store, key: str, members: Sequence[Member], directory: Path, on
                 raise CancelledError
             on_bytes(size_bytes)
 
-    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
+    with threads.pool(FETCH_THREADS, "fetch") as pool:
         try:
             futures = [pool.submit(_fetch_range, store, key, group, directory, count) for group in ranges]
-            for future in as_completed(futures):
+            for future in threads.completed(futures):
                 future.result()
         except BaseException:
             stopped.set()
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 

@@ -11,13 +11,12 @@ of keys and small reads in parallel show a thousand backups in a second from a d
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import cast, get_args
 
-from backupd import log
+from backupd import log, threads
 from backupd.errors import AccessRefused, AlreadyExists, BackupdError, NotFound, StoreError, VerificationFailed
 from backupd.manifest import (
     ID_PATTERN,
@@ -249,14 +248,15 @@ class Catalog:
         backups: list[Backup] = []
         broken: list[Broken] = []
         exist = [files for files in found if files.manifest is not None]
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as readers:
-            for backup, failures in readers.map(self._load, exist):
+        with threads.pool(_READERS, "catalog") as readers:
+            for loaded in threads.completed([readers.submit(self._load, files) for files in exist]):
+                backup, failures = loaded.result()
                 backups += [backup] if backup else []
                 broken += failures
                 if failures:
                     _raise_if_the_store_fails(broken)
         backups.sort(key=lambda backup: (backup.manifest.started_at, backup.id), reverse=True)
-        return Listing(tuple(backups), tuple(broken))
+        return Listing(tuple(backups), tuple(sorted(broken, key=lambda each: each.key)))
 
     def _load(self, files: _Files) -> tuple[Backup | None, list[Broken]]:
         """The backup, if it is one, and what of it is broken. Neither where it was deleted since the list."""

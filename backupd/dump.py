@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backupd import process, scratch
+from backupd import process, scratch, signals
 from backupd.errors import (
     AccessRefused,
     BackupdError,
@@ -239,6 +239,7 @@ class Dump:
 
 
 @contextlib.contextmanager
+@signals.whole
 def start(
     argv: Sequence[str], environment: Mapping[str, str], folder: Path, on_line: Callable[[str], None]
 ) -> Iterator[Dump]:

@@ -147,7 +147,7 @@ class RestoreFailed(BackupdError):
 
 
 class Interrupted(BaseException):
-    """SIGINT (130) or SIGTERM (143) arrived; raised in the main thread by the handler that `__main__` installs.
+    """SIGINT (130) or SIGTERM (143) arrived; raised in the main thread by the handler of `signals`.
 
     Not an Exception: botocore turns every Exception that crosses its transport into an HTTP error and retries it,
     and would swallow the signal. Not a KeyboardInterrupt either: typer turns that into exit code 1.

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from backupd import signals
 from backupd.errors import UsageError
 
 TAIL_LINES = 25
@@ -117,6 +118,7 @@ class Child:
 
 
 @contextlib.contextmanager
+@signals.whole
 def start(
     argv: Sequence[str],
     environment: Mapping[str, str],

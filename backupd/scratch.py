@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from backupd import signals
 from backupd.errors import NoRoom, UsageError
 
 _PREFIX = ".backupd-scratch-"  # so particular that nothing else is swept
@@ -21,6 +22,7 @@ LIMIT_HINT = "Raise BACKUPD_SCRATCH__LIMIT, in Kubernetes together with the volu
 
 
 @contextlib.contextmanager
+@signals.whole
 def open_scratch(parent: Path | None, name: str) -> Iterator[Path]:
     """A new folder (0700) in `parent`, or the system's temporary folder; gone with all it holds after the block."""
     with errors(parent or Path("TMPDIR")):  # the system may have no usable temporary folder, which then has no name

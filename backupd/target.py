@@ -11,11 +11,10 @@ import queue
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import LiteralString, TypeVar
 
-from backupd import facts, log
+from backupd import facts, log, threads
 from backupd.contract import Relation
 from backupd.errors import AccessRefused, BackupdError, DatabaseError, Interrupted, TargetRefused, UsageError
 from backupd.manifest import Contract, DatabaseProperties, Table
@@ -451,12 +450,13 @@ def _in_parallel(
         sessions = [stack.enter_context(connect(access, database)) for _ in range(jobs)]
         for session in sessions:
             idle.put(session)
-        pool = stack.enter_context(ThreadPoolExecutor(jobs, thread_name_prefix="compare"))
+        pool = stack.enter_context(threads.pool(jobs, "compare"))
         futures = [pool.submit(run, task) for task in tasks]
         try:
+            for future in threads.completed(futures):
+                future.result()
             return [future.result() for future in futures]
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for session in sessions:
                 session.cancel()
             raise

@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
             }
         ),
     ),
+    ("interruption", frozenset({"signals", "threads"})),
     ("base", frozenset({"errors", "log", "__init__"})),
 )
 

@@ -27,6 +27,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from backupd import threads
 from backupd.errors import AccessRefused, AlreadyExists, NoRoom, NotFound, StoreError, UsageError
 from backupd.store import Entry, S3Options, check_key, is_key
 
@@ -239,10 +240,11 @@ class _Upload(io.RawIOBase):
         threading.Thread(target=self._send, args=arguments, daemon=True).start()
 
     def _wait(self, most: int) -> None:
-        """Until no more parts are under way; raises what is wrong with one. A signal would break `Thread.join`."""
+        """Until no more parts are under way; raises what is wrong with one."""
         while len(self._under_way) > most:
-            done, self._under_way = futures.wait(self._under_way, return_when=futures.FIRST_COMPLETED)
-            self._parts += [part.result() for part in done]
+            part = next(threads.completed(self._under_way))
+            self._under_way.remove(part)
+            self._parts.append(part.result())
 
     def _begin(self) -> Mapping[str, Any]:
         with _errors(self._action):
