@@ -33,7 +33,11 @@ INDEX_LIMIT_BYTES = 128 << 20
 """Decoded size of the largest index that is read: 100,000 tables make about 40 MB."""
 
 RANGE_BYTES = 16 << 20
-"""Neighbouring small members are read in one range up to this size: a request each would cost 17 ms."""
+"""Neighbouring members are read in one range at least up to this size: a request each would cost 17 ms."""
+
+RANGES_PER_THREAD = 2
+"""Of a whole archive: some services (rclone) hash an object anew for each range of it; more would cost more than the
+threads' uneven ends do."""
 
 FETCH_THREADS = 2
 OTHER_HINT = "Use another backup: `backupd list` shows them, `backupd verify ID` reads one to its end."
@@ -181,7 +185,9 @@ def fetch(store: Store, key: str, members: Sequence[Member], directory: Path, on
     Every file that is left there is whole, also when this raises: the one that was being written is removed.
     `on_bytes` gets sizes as they arrive, from one thread at a time.
     """
-    ranges = sorted(_ranges(members), key=_range_bytes, reverse=True)
+    total_bytes = sum(member.size_bytes for member in members)
+    most_bytes = max(RANGE_BYTES, total_bytes // (RANGES_PER_THREAD * FETCH_THREADS))
+    ranges = sorted(_ranges(members, most_bytes), key=_range_bytes, reverse=True)
     lock, stopped = threading.Lock(), threading.Event()
 
     def count(size_bytes: int) -> None:
@@ -259,12 +265,12 @@ def _chunks(key: str, stream: BinaryIO, size_bytes: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _ranges(members: Sequence[Member]) -> Iterator[tuple[Member, ...]]:
-    """Neighbours joined while they are small and next to each other, so that few requests read many members."""
+def _ranges(members: Sequence[Member], most_bytes: int) -> Iterator[tuple[Member, ...]]:
+    """Neighbours joined up to that size while they are next to each other, so that few requests read many members."""
     group: list[Member] = []
     for member in sorted(members, key=lambda member: member.offset):
         near = group and member.offset - (group[-1].offset + group[-1].size_bytes) <= 4 * tarfile.BLOCKSIZE
-        if group and (not near or _range_bytes([*group[:1], member]) > RANGE_BYTES):
+        if group and (not near or _range_bytes([*group[:1], member]) > most_bytes):
             yield tuple(group)
             group = []
         group.append(member)

@@ -5,12 +5,14 @@ waits there for a slow store would not hear SIGTERM. The queue here is C.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
 _Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
 
 
 @contextlib.contextmanager
@@ -24,6 +26,25 @@ def pool(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
         raise
     finally:
         executor.shutdown(wait=True)
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[_Value], object], most: int) -> Iterator[Callable[[_Value], None]]:
+    """Yields what hands values to `work`, which runs in a thread of its own, in their order and at most `most` behind.
+
+    All is done after the block. What `work` raises is raised at a later value or at the end.
+    """
+    under_way: deque[Future[object]] = deque()
+
+    def hand(value: _Value) -> None:
+        if len(under_way) == most:
+            under_way.popleft().result()
+        under_way.append(executor.submit(work, value))
+
+    with pool(1, "beside") as executor:
+        yield hand
+        for future in under_way:
+            future.result()
 
 
 def completed(futures: Iterable[Future[_Result]]) -> Iterator[Future[_Result]]:

@@ -544,6 +544,16 @@ def test_ranges_are_bounded_and_the_largest_comes_first(tmp_path: Path, target: 
     assert watched.opened[0][1] == 20 << 20 or watched.opened[1][1] == 20 << 20
 
 
+def test_a_large_archive_is_read_in_few_ranges(tmp_path: Path, target: Path) -> None:
+    """rclone hashes the whole object for each of them."""
+    members = {f"{number}.dat": bytes([number]) * (1 << 20) for number in range(160)}
+    made = make_archive(tmp_path, members, NOTHING)
+    watched = WatchedStore(made.store)
+    archive.fetch(watched, KEY, made.index.members, target, nothing)
+    assert files(target) == members
+    assert len(watched.opened) <= archive.RANGES_PER_THREAD * archive.FETCH_THREADS + 1
+
+
 def test_members_far_apart_are_not_joined_by_what_lies_between(tmp_path: Path, target: Path) -> None:
     members = {"1.dat": b"one", "2.dat": bytes(100_000), "3.dat": b"three"}
     made = make_archive(tmp_path, members, NOTHING)
