@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from backupd import __version__, archive, contract, decode, dump, facts, log, postgres, scratch, toc
+from backupd import __version__, archive, contract, decode, dump, facts, log, postgres, scratch, threads, toc
 from backupd.catalog import Catalog, archive_key, new_id
 from backupd.errors import DatabaseError, VerificationFailed
 from backupd.manifest import FORMAT, Backup, Contract, Filter, Manifest, Source, Totals
@@ -32,6 +32,13 @@ UPLOADS_IDLE = timedelta(days=1)
 """How long an open upload or a temporary file must have been without news before it is swept."""
 
 WARNINGS_KEPT = 20
+
+ASIDE_BYTES = 4 << 20
+"""From this size a member is decoded in a thread of its own, beside hashing and writing: the largest often comes last,
+when pg_dump has left the processors to us."""
+
+ASIDE_CHUNKS = 8
+"""How many chunks may wait for that thread."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,13 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
     for attempt in range(1, ATTEMPTS + 1):
         with _dumping(run, folder / f"attempt{attempt}") as (running, session, release):
             try:
-                files = running.files(_Watch(run, folder), release)
+                watch = _Watch(run, folder)
+                files = running.files(watch, release)
                 toc_bytes = _first(files).read_bytes()
                 table_of_contents = toc.read_toc(toc_bytes)
                 rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
                 if not rewritten:
-                    stream = _Stream(running, files, table_of_contents, toc_bytes, facts.read(session))
+                    stream = _Stream(running, files, watch, table_of_contents, toc_bytes, facts.read(session))
                     return _store(run, catalog, stream, clock)
             except VerificationFailed:
                 running.raise_failure()
@@ -163,10 +171,11 @@ def _rewritten(run: _Run, session: postgres.Session, dumped: Collection[int]) ->
 
 @dataclass(frozen=True)
 class _Stream:
-    """A dump whose locks are held: its files still to come, its table of contents, and the facts."""
+    """A dump whose locks are held: its files still to come, what looks at it, its table of contents, and the facts."""
 
     running: dump.Dump
     files: Iterator[Path]
+    watch: Callable[[], None]
     toc: toc.Toc
     toc_bytes: bytes
     facts: contract.Facts
@@ -183,7 +192,7 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
         decoded, objects = {}, dict[str, int]()
         for path in stream.files:
             if decode.is_data(path.name):
-                decoded[path.name] = _add(writer, path, run.progress)
+                decoded[path.name] = _add(writer, path, run.progress, stream.watch)
             elif decode.is_object_list(path.name):
                 data = path.read_bytes()
                 objects |= toc.read_blobs_toc(data)
@@ -199,11 +208,19 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
     return _manifest(run, stream, promised, written, clock())
 
 
-def _add(writer: archive.Writer, path: Path, progress: Progress) -> decode.Decoded:
-    """Adds one member, decoding it on the way."""
+def _add(writer: archive.Writer, path: Path, progress: Progress, watch: Callable[[], None]) -> decode.Decoded:
+    """Adds one member, decoding it on the way; pg_dump fills the scratch meanwhile, so that is looked at too."""
     decoder = decode.Decoder(path.name)
     with scratch.errors(path), path.open("rb", buffering=0) as file:
-        writer.add_stream(path.name, os.fstat(file.fileno()).st_size, file, decoder.feed)
+        size_bytes = os.fstat(file.fileno()).st_size
+        large = size_bytes >= ASIDE_BYTES
+        with threads.beside(decoder.feed, ASIDE_CHUNKS) if large else contextlib.nullcontext(decoder.feed) as feed:
+
+            def look(chunk: bytes) -> None:
+                feed(chunk)
+                watch()
+
+            writer.add_stream(path.name, size_bytes, file, look)
     proven = decoder.finish()
     progress.advance(proven.raw_bytes, 1, proven.rows)
     return proven

@@ -257,6 +257,7 @@ def restore(
         jobs=jobs or loaded.dump.job_count,
         keep=keep,
         scratch=loaded.scratch.directory,
+        scratch_limit_bytes=loaded.scratch.limit,
     )
     with here.target("restore", into or loaded.target.database) as access, terminal.shown() as progress:
         restored = verb.restore(access, found, here.clients(), chosen, job, progress)
@@ -413,6 +414,7 @@ def _doctor_subject(here: Installation) -> "doctor_verb.Subject":
         client_folders=loaded.dump.clients,
         options=here.dump_options(),
         scratch=loaded.scratch.directory,
+        scratch_limit_bytes=loaded.scratch.limit,
         store_url=loaded.store.url,
         s3_options=loaded.s3_options(),
         policy=loaded.retention.policy(),

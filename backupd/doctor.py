@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Subject:
     client_folders: Sequence[Path]
     options: dump.Options
     scratch: Path | None
+    scratch_limit_bytes: int | None
     store_url: str | None
     s3_options: S3Options
     policy: Policy | None
@@ -340,10 +342,11 @@ def _lock_table(on: _Database) -> str | Doubt:
 
 def _room(on: _Database) -> str | Doubt:
     """Scratch against the database's size."""
-    database_bytes, folder = facts.database_bytes(on.session), on.server.subject.scratch
-    with scratch.open_scratch(folder, "doctor") as made:
-        free_bytes = shutil.disk_usage(made).free
-        scratch.require_room(made, database_bytes // ROOM_DIVISORS[1], f"a dump of {database_bytes} bytes in {on.name}")
+    database_bytes, subject = facts.database_bytes(on.session), on.server.subject
+    purpose, limit_bytes = f"a dump of {database_bytes} bytes in {on.name}", subject.scratch_limit_bytes
+    with scratch.open_scratch(subject.scratch, "doctor") as made:
+        free_bytes = min(shutil.disk_usage(made).free, limit_bytes or sys.maxsize)
+        scratch.require_room(made, database_bytes // ROOM_DIVISORS[1], purpose, limit_bytes)
     text = f"the database has {database_bytes} bytes, scratch has {free_bytes} free"
     if free_bytes < database_bytes // ROOM_DIVISORS[0]:
         return Doubt(f"{text}, which may not do where the store is slower than the server", scratch.HINT)

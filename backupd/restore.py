@@ -29,7 +29,8 @@ class Job:
     """Where a restore goes: `create` makes the database, else it exists and is empty.
 
     `maintenance` is the database from which others are made. `keep` keeps a database that did not prove equal.
-    `jobs` is the most that are used. `scratch` is a folder, or None for the system's temporary one.
+    `jobs` is the most that are used. `scratch` is a folder, or None for the system's temporary one, of which
+    `scratch_limit_bytes` may be used.
     """
 
     database: str
@@ -38,6 +39,7 @@ class Job:
     jobs: int = 2
     keep: bool = False
     scratch: Path | None = None
+    scratch_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def restore(
         _preflight(access, job, manifest, index.contract)
     with scratch.open_scratch(job.scratch, manifest.id) as folder:
         with stages.timed("fetch"):
-            fetch(catalog, backup, index, folder, progress)
+            fetch(catalog, backup, index, folder, progress, job.scratch_limit_bytes)
         with _database(access, job, index.contract, manifest.id) as refused:
             jobs = _jobs(index.contract, job.jobs)
             with stages.timed("restore"):
@@ -78,16 +80,24 @@ def restore(
     return Restored(job.database, tuple(comparisons), tuple(refused), stages.seconds)
 
 
-def fetch(catalog: Catalog, backup: Backup, index: Index, folder: Path, progress: Progress) -> None:
+def fetch(
+    catalog: Catalog,
+    backup: Backup,
+    index: Index,
+    folder: Path,
+    progress: Progress,
+    limit_bytes: int | None = None,
+) -> None:
     """The dump's members into a new, empty folder, as pg_restore wants them, every sha256 checked.
 
-    When this raises, they are gone and the folder with them: half a dump must not be taken for one.
+    Raises NoRoom, before a byte is read, where the folder or the limit has too little room. When this raises, they are
+    gone and the folder with them: half a dump must not be taken for one.
     """
     wanted = [member for member in index.members if member.name not in (archive.README_NAME, archive.INDEX_NAME)]
     needed_bytes = sum(member.size_bytes for member in wanted)
     progress.begin("fetch", backup.id, total_members=len(wanted), total_bytes=needed_bytes)
     try:
-        scratch.require_room(folder, needed_bytes, f"backup {backup.id}")
+        scratch.require_room(folder, needed_bytes, f"backup {backup.id}", limit_bytes)
         archive.fetch(catalog.store, archive_key(name_of(backup)), wanted, folder, progress.advance)
     except BaseException:
         for member in wanted:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
-from fix_tools import Running, Site, Wire, locked_table, small_disk
+from fix_store import FaultProxy, S3Server
+from fix_tools import Running, Site, Wire, fill_large, locked_table, s3_site, small_disk
 from psycopg import sql
 
 from backupd.errors import VerificationFailed
@@ -380,6 +381,28 @@ def test_a_full_scratch_is_no_room_and_says_which_setting_helps(
         ended = here.run("backup", database)
         here.assert_failed(ended, 17, "no_room")
     assert "BACKUPD_SCRATCH__DIRECTORY" in ended.error["hint"]
+
+
+def test_a_limit_on_scratch_is_kept_while_a_slow_store_takes_a_member(
+    postgres17: PostgresServer,
+    site: MakeSite,
+    database: DatabaseFactory,
+    moto_s3: S3Server,
+    fault_proxy: Callable[[S3Server], tuple[FaultProxy, S3Server]],
+) -> None:
+    """pg_dump writes on meanwhile; the kubelet would evict the pod a minute later."""
+    source = database(postgres17)
+    with postgres17.connect(source) as connection:
+        fill_large(connection, 16)
+        connection.execute("CREATE TABLE other AS TABLE big")
+    proxy, slow = fault_proxy(moto_s3)
+    proxy.rule = lambda method, path, number: "slow 1.5" if "partNumber" in path else None
+    here = s3_site(site, postgres17, slow)
+    here.remember()
+    ended = here.run("backup", source, BACKUPD_SCRATCH__LIMIT="20000000", BACKUPD_STORE__S3__PART_BYTES="5242880")
+    here.assert_failed(ended, 17, "no_room")
+    assert "BACKUPD_SCRATCH__LIMIT" in ended.error["hint"]
+    assert (moto_s3.keys(), moto_s3.uploads()) == ([], [])
 
 
 def test_a_full_store_is_no_room_and_leaves_no_half_archive(

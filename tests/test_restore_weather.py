@@ -354,6 +354,17 @@ def test_a_scratch_that_is_too_small_is_refused_with_the_bytes_that_are_needed(
     assert dump_bytes > 8_000_000
 
 
+def test_a_limit_on_scratch_is_kept_by_a_restore_too(
+    postgres17: PostgresServer, stocked: Stocked, large_of: Waiting
+) -> None:
+    """Where more would be written the kubelet evicts the pod, and its log with it."""
+    here, backup = stocked(postgres17, large_of(postgres17))
+    ended = here.run("restore", backup.id, "--as", "never_made", BACKUPD_SCRATCH__LIMIT="4000000")
+    here.assert_failed(ended, 17, "no_room")
+    assert ended.error["message"].startswith(f"backup {backup.id} needs ")
+    assert "BACKUPD_SCRATCH__LIMIT" in ended.error["hint"]
+
+
 def test_a_target_that_fills_up_is_named_and_the_database_is_dropped(
     postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory, tmp_path: Path
 ) -> None:
