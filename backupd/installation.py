@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backupd import log, scratch
 from backupd.catalog import Catalog
-from backupd.connection import Server, child_environment
+from backupd.connection import Server, child_environment, without_secrets
 from backupd.errors import BackupdError, UsageError
 from backupd.manifest import Filter
 from backupd.selector import Label
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _log = log.get_logger()
 
 MAINTENANCE_DATABASE = "postgres"
+_DATABASES = "BACKUPD_SOURCE__DATABASES"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class Installation:
         """PostgreSQL's clients on this machine."""
         from backupd import dump
 
-        environment = child_environment(self.settings.source_server(), None, "backupd")
+        environment = child_environment(
+            Server({}, environment=without_secrets(self.settings.environment)), None, "backupd"
+        )
         return dump.find_clients(self.settings.dump.clients, environment)
 
     def dump_options(self) -> "dump.Options":
@@ -84,9 +87,9 @@ class Installation:
         wanted = list(names) or list(self.settings.source.databases) or ([default] if default else [])
         if not wanted:
             raise UsageError("no database is named", hint="Name one, or set BACKUPD_SOURCE__DATABASES or PGDATABASE.")
-        index = self.settings.environment.get("JOB_COMPLETION_INDEX")
-        if index is not None:
-            return [one_of(wanted, index)]
+        if not self.settings.source.services and (one := self.settings.of_index(wanted, _DATABASES)) is not None:
+            _refuse_patterns(wanted)
+            return [one]
         if not any(_is_pattern(name) for name in wanted):
             return list(dict.fromkeys(wanted))
         with postgres.connect(access, access.database) as session:
@@ -122,16 +125,12 @@ def choose(wanted: Iterable[str], there: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def one_of(wanted: Sequence[str], index: str) -> str:
-    """The database of one index of an Indexed Job. Patterns are refused: what they match may change between pods."""
+def _refuse_patterns(wanted: Sequence[str]) -> None:
+    """What a pattern matches may change between the pods of an Indexed Job."""
     patterns = [name for name in wanted if _is_pattern(name)]
     if patterns:
         message = f"an Indexed Job needs the names of its databases, and {patterns[0]!r} is a pattern"
-        raise UsageError(message, hint="List every name in BACKUPD_SOURCE__DATABASES.")
-    if not index.isdecimal() or int(index) >= len(wanted):
-        message = f"JOB_COMPLETION_INDEX is {index!r}, and {len(wanted)} databases are named"
-        raise UsageError(message, hint="The Job's completions must be the number of BACKUPD_SOURCE__DATABASES.")
-    return wanted[int(index)]
+        raise UsageError(message, hint=f"List every name in {_DATABASES}.")
 
 
 def _literal(names: Iterable[str]) -> list[str]:

@@ -41,6 +41,11 @@ def parse_list(text: str) -> tuple[str, ...]:
     return items
 
 
+def parse_labels(text: str) -> tuple[str, ...]:
+    """Labels of servers, separated by commas."""
+    return tuple(check_label(item) for item in parse_list(text))
+
+
 def parse_table_patterns(text: str) -> tuple[str, ...]:
     """Patterns of tables with their schema, separated by commas."""
     patterns = parse_list(text)

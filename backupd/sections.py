@@ -28,6 +28,7 @@ from backupd.notation import (
     parse_folder,
     parse_folders,
     parse_jobs,
+    parse_labels,
     parse_list,
     parse_table_patterns,
 )
@@ -72,6 +73,10 @@ class SourceSettings(BaseModel, frozen=True):
     )
     server: Annotated[str, AfterValidator(check_label)] | None = Field(
         default=None, description="the name under which backups are filed; else the host of the source"
+    )
+    services: Annotated[tuple[str, ...], BeforeValidator(parse_labels)] = Field(
+        default=(),
+        description="servers as sections of `PGSERVICEFILE`, which name them; the index of an Indexed Job picks one",
     )
     host: _Host | None = Field(default=None, description="the host, instead of `PGHOST` and `PGHOSTADDR`")
     port: _Port | None = Field(default=None, description="the port, instead of `PGPORT`")

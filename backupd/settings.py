@@ -11,7 +11,7 @@ would save is `_section`, 15 lines.
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,34 @@ class Settings:
     def server_label(self) -> str:
         """The name under which the source's backups are filed: stable, so never this machine's own name."""
         names = (
+            self._service(),
             self.source.server,
             self.source.host,
             *map(self.environment.get, ("PGSERVICE", "PGHOST", "PGHOSTADDR")),
         )
         label = next(filter(None, names), "localhost")
         return "localhost" if label.startswith(("/", "@")) else label
+
+    def _service(self) -> str | None:
+        """The one of `source.services` that this run is for. Raises UsageError where that is none."""
+        services = self.source.services
+        if not services:
+            return None
+        chosen = self.of_index(services, "BACKUPD_SOURCE__SERVICES") or self.environment.get("PGSERVICE", "")
+        if chosen not in services:
+            message = f"BACKUPD_SOURCE__SERVICES names {len(services)} servers, and nothing says which of them is meant"
+            raise UsageError(message, hint=f"Set PGSERVICE to one of them: {', '.join(services)}.")
+        return chosen
+
+    def of_index(self, names: Sequence[str], variable: str) -> str | None:
+        """The one of the names that this pod of an Indexed Job is for; None elsewhere. Raises UsageError."""
+        index = self.environment.get("JOB_COMPLETION_INDEX")
+        if index is None:
+            return None
+        if not index.isdecimal() or int(index) >= len(names):
+            message = f"JOB_COMPLETION_INDEX is {index!r}, and {len(names)} names are in {variable}"
+            raise UsageError(message, hint=f"The Job's completions must be the number of names in {variable}.")
+        return names[int(index)]
 
     @property
     def default_database(self) -> str | None:
@@ -93,6 +115,8 @@ class Settings:
     def source_server(self) -> Server:
         """How the source's server is reached: libpq's own variables, and what is set here wins."""
         keywords = _keywords(self.source)
+        if (service := self._service()) is not None:
+            keywords["service"] = service
         if "host" in keywords:
             keywords["hostaddr"] = ""  # else PGHOSTADDR would decide
         password = _plain(self.source.password) or self.environment.get("PGPASSWORD") or None
@@ -100,16 +124,15 @@ class Settings:
 
     def target_server(self) -> Server:
         """How the target's server is reached: the source's server where no other host is named."""
-        source, target, keywords = self.source_server(), self.target, _keywords(self.target)
-        password = _plain(target.password)
-        if target.host is None and target.user is None:
-            password = password or source.password
-        elif password is None:
+        target, keywords, password = self.target, _keywords(self.target), _plain(self.target.password)
+        if password is None and (target.host or target.user):
             keywords["password"] = ""  # else PGPASSWORD, which is for the source's role, would be sent
         if target.host is None:
+            source = self.source_server()
+            password = password or (source.password if target.user is None else None)
             return Server({**source.keywords, **keywords}, password, self.passfile, source.environment)
         keywords = {**self._target_defaults(), **keywords}
-        return Server(keywords, password, self.passfile, without_server(source.environment))
+        return Server(keywords, password, self.passfile, without_server(without_secrets(self.environment)))
 
     def _target_defaults(self) -> dict[str, str]:
         """What says which server, at its default, so that neither a variable nor PGSERVICE, meant for the source, does.
@@ -243,8 +266,12 @@ def _contradictions(settings: Settings) -> Iterator[UsageError]:
         yield UsageError(f"{PREFIX}STORE__S3__{name.upper()} is set, but BACKUPD_STORE__URL is a folder", hint=hint)
     if s3.kms_key_id and not (s3.sse or "").startswith("aws:kms"):
         yield UsageError("BACKUPD_STORE__S3__KMS_KEY_ID is set, but BACKUPD_STORE__S3__SSE is not aws:kms")
+    if source.services and (source.host or source.server):
+        other = "BACKUPD_SOURCE__SERVER" if source.server else "BACKUPD_SOURCE__HOST"
+        hint = "Each service is filed under its own name, and has its own host."
+        yield UsageError(f"BACKUPD_SOURCE__SERVICES and {other} are both set", hint=hint)
     try:
-        check_label(settings.server_label)
+        check_label("" if source.services else settings.server_label)
     except ValueError as exc:
         yield UsageError(f"the source's host {exc}", hint="Set BACKUPD_SOURCE__SERVER to a label of your own.")
     try:

@@ -14,7 +14,7 @@ from made_backups import ARCHIVE, made_manifest
 from backupd import cli
 from backupd.catalog import Catalog, archive_key
 from backupd.errors import UsageError
-from backupd.installation import choose, one_of
+from backupd.installation import choose
 from backupd.manifest import Backup
 from backupd.selector import Label, Name, name_of
 from backupd.store import S3Options, open_store
@@ -320,15 +320,6 @@ def test_patterns_choose_databases_each_once_and_must_match() -> None:
     assert choose(["*"], there) == there
     with pytest.raises(UsageError, match="no database matches 'none_"):
         choose(["none_*"], there)
-
-
-def test_an_index_of_a_job_is_one_database_by_its_literal_name() -> None:
-    assert [one_of(["a", "b"], index) for index in ("0", "1")] == ["a", "b"]
-    for index in ("2", "-1", "x", ""):
-        with pytest.raises(UsageError, match="2 databases are named"):
-            one_of(["a", "b"], index)
-    with pytest.raises(UsageError, match="is a pattern"):
-        one_of(["a", "b_*"], "0")
 
 
 def test_a_reader_that_stops_early_is_no_traceback(found: Catalog) -> None:

@@ -471,6 +471,48 @@ def test_the_label_is_the_name_that_was_given_to_the_server(environment: dict[st
     assert settings.load(environment).server_label == label
 
 
+SERVICES = {"BACKUPD_SOURCE__SERVICES": "prod,staging"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "service"),
+    [
+        ({"JOB_COMPLETION_INDEX": "0"}, "prod"),
+        ({"JOB_COMPLETION_INDEX": "1"}, "staging"),
+        ({"JOB_COMPLETION_INDEX": "1", "PGSERVICE": "prod"}, "staging"),
+        ({"PGSERVICE": "staging"}, "staging"),
+    ],
+)
+def test_of_several_servers_the_index_of_the_job_or_pgservice_picks_one(
+    environment: dict[str, str], service: str
+) -> None:
+    loaded = load(**SERVICES, **environment)
+    assert loaded.server_label == service
+    assert loaded.source_server().keywords == {"service": service}
+
+
+@pytest.mark.parametrize("environment", [{}, {"PGSERVICE": "other"}, {"JOB_COMPLETION_INDEX": "2"}])
+def test_without_one_of_several_servers_only_what_asks_the_source_is_refused(environment: dict[str, str]) -> None:
+    loaded = load(**SERVICES, **environment, BACKUPD_TARGET__HOST="db", BACKUPD_TARGET__USER="admin")
+    with pytest.raises(UsageError, match="BACKUPD_SOURCE__SERVICES"):
+        loaded.source_server()
+    assert loaded.target_server().keywords["host"] == "db"
+
+
+@pytest.mark.parametrize("name", ["HOST", "SERVER"])
+def test_several_servers_have_their_own_hosts_and_names(name: str) -> None:
+    assert f"BACKUPD_SOURCE__{name}" in refused(**SERVICES, **{f"BACKUPD_SOURCE__{name}": "db"}).message
+
+
+def test_the_index_of_a_job_picks_a_name_or_is_refused() -> None:
+    names = ("a", "b")
+    assert load().of_index(names, "X") is None
+    assert [load(JOB_COMPLETION_INDEX=index).of_index(names, "X") for index in ("0", "1")] == ["a", "b"]
+    for index in ("2", "-1", "x", ""):
+        with pytest.raises(UsageError, match="2 names are in X"):
+            load(JOB_COMPLETION_INDEX=index).of_index(names, "X")
+
+
 def test_libpqs_variables_are_left_to_libpq_and_to_children() -> None:
     libpq = {"PGHOST": "db", "PGSERVICE": "main", "PGSSLMODE": "require", "PGDATABASE": "app"}
     loaded = settings.load(libpq | {"PGPASSWORD": "pw"})
