@@ -83,7 +83,9 @@ def _command() -> list[str]:
 def _print_error(exc: BackupdError | Interrupted) -> None:
     error = BackupdError(str(exc)) if isinstance(exc, Interrupted) else exc
     loaded = _installation().settings if _installation.cache_info().currsize else None
-    if loaded is not None and log.is_json(loaded.log.format, sys.stderr):
+    if loaded is None:  # it is they that are wrong, so nothing has set up the log
+        log.configure("info", "auto", (), sys.stderr)
+    if log.is_json(loaded.log.format if loaded else "auto", sys.stderr):
         fields = {"message": error.message, "detail": error.detail, "hint": error.hint}
         _log.error("run.failed", exit_code=exc.exit_code, reason=exc.reason, **fields)
     else:
@@ -220,8 +222,9 @@ def _carry_out(found: catalog.Catalog, plan: retention.Plan) -> None:
 @app.command()
 def restore(
     backup: Annotated[
-        str, typer.Argument(metavar="ID", help="Which backup: app@latest, an id...", envvar="BACKUPD_RESTORE_BACKUP")
-    ],
+        str | None,
+        typer.Argument(metavar="ID", help="Which backup: app@latest, an id...", envvar="BACKUPD_RESTORE_BACKUP"),
+    ] = None,
     as_: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Into a new database.", envvar="BACKUPD_RESTORE_AS")
     ] = None,
@@ -244,9 +247,12 @@ def restore(
     """
     from backupd import restore as verb
 
+    if not backup:
+        raise UsageError("no backup is named", hint="Give its ID; in a Job set BACKUPD_RESTORE_BACKUP.")
     name = as_ or into
     if (as_ is None) == (into is None) or name is None:
-        raise UsageError("restore needs either --as NAME or --into NAME", hint="--as makes a new database.")
+        hint = "--as (BACKUPD_RESTORE_AS) makes a new database, --into (BACKUPD_RESTORE_INTO) fills an empty one."
+        raise UsageError("restore needs either --as NAME or --into NAME", hint=hint)
     here = _installation()
     loaded, found = here.settings, here.catalog()
     chosen = _find(found, backup)

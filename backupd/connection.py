@@ -53,6 +53,13 @@ def passfile_text(server: Server) -> str | None:
     return f"*:*:*:*:{_escaped(server.password)}\n"
 
 
+def names_host(server: Server) -> bool:
+    """Whether anything says where the server is; else libpq looks for one on this machine."""
+    keywords = ("host", "hostaddr", "service")
+    variables = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
+    return any(map(server.keywords.get, keywords)) or any(map(server.environment.get, variables))
+
+
 def can_be_in_passfile(password: str) -> bool:
     """Whether a password file, which has one line an entry, can hold the password."""
     return not any(character in password for character in "\n\r\0")

@@ -196,8 +196,14 @@ def _connect(
         "application_name": application,
         "client_encoding": "utf8",
     }
-    with _translated(f"{server.keywords.get('host') or 'the configured host'}, database {database}"):
-        link = psycopg.connect(conninfo.make_conninfo(**keywords), autocommit=True)
+    place = server.keywords.get("host") or "the configured host"
+    try:
+        with _translated(f"{place}, database {database}"):
+            link = psycopg.connect(conninfo.make_conninfo(**keywords), autocommit=True)
+    except DatabaseError as exc:
+        if not connection.names_host(server):
+            exc.hint = "No host is set, so this machine was tried: set PGHOST or BACKUPD_SOURCE__HOST."
+        raise
     with contextlib.closing(link):
         yield link
 

@@ -181,7 +181,8 @@ def plan(chosen: Plan) -> str:
         )
         for decision in chosen.decisions
     ]
-    return table(("DATABASE", "ID", "", "REASON"), rows) if rows else "no backups"
+    frozen = [f"frozen: {each.scope.server}/{each.scope.database}: {each.reason}" for each in chosen.frozen]
+    return "\n".join([table(("DATABASE", "ID", "", "REASON"), rows) if rows else "no backups", *map(printable, frozen)])
 
 
 def finding(found: "Finding") -> str:

@@ -267,8 +267,12 @@ def test_a_job_without_parameters_does_nothing_and_ends_with_2(
     found: Catalog, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BACKUPD_COMMAND", "restore")
+    code, _, err = run()
 
-    assert run()[0] == 2
+    assert code == 2
+    assert "BACKUPD_RESTORE_BACKUP" in json.loads(err)["hint"]
+    monkeypatch.setenv("BACKUPD_RESTORE_BACKUP", "app@latest")
+    assert "BACKUPD_RESTORE_AS" in json.loads(run()[2])["hint"]
 
 
 def test_a_job_names_its_verb_in_the_environment(
@@ -344,3 +348,25 @@ def test_list_imports_neither_psycopg_nor_boto3(found: Catalog) -> None:
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert printed.stdout.splitlines() == ["no backups", "set()"]
+
+
+def test_wrong_settings_are_an_event_where_the_log_is_one(
+    run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads a pod's log by program finds them too."""
+    monkeypatch.setenv("BACKUPD_STORE__UR", "file:///backups")
+    code, _, err = run("list")
+
+    assert code == 2
+    assert json.loads(err)["exit_code"] == 2
+    assert "BACKUPD_STORE__UR" in json.loads(err)["message"]
+
+
+def test_prune_says_what_is_frozen_even_where_nothing_is_due(
+    found: Catalog, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKUPD_RETENTION__KEEP_LAST", "9")
+    put(found, identity="2")
+    put(found, timedelta(days=1), identity="1")
+
+    assert "frozen: prod/app: " in run("prune")[1]

@@ -53,6 +53,20 @@ def test_a_password_that_no_password_file_can_hold_is_refused_and_not_repeated(p
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("server", "named"),
+    [
+        (Server({}), False),
+        (Server({"port": "5433", "host": ""}, environment={"PGUSER": "app"}), False),
+        (Server({"host": "db"}), True),
+        (Server({"service": "prod"}), True),
+        (Server({}, environment={"PGHOSTADDR": "10.0.0.1"}), True),
+    ],
+)
+def test_a_host_is_named_by_a_keyword_or_a_variable(server: Server, named: bool) -> None:
+    assert connection.names_host(server) is named
+
+
 def test_the_users_password_file_is_handed_on_as_it_is() -> None:
     text = "# comment\ndb:5432:*:app:a\\:b"
     assert connection.passfile_text(Server({}, passfile=text)) == text
