@@ -1,0 +1,238 @@
+{{/*
+The one pod of backup, restore, drill, toolbox and doctor: no other file knows containers.
+A pod template takes root, component and, where it has to end, podDeadlineSeconds.
+*/}}
+{{- define "backupd.podTemplate" -}}
+metadata:
+  labels:
+    {{- merge (dict) (include "backupd.selectorLabels" . | fromYaml) .root.Values.podLabels | toYaml | nindent 4 }}
+  {{- with .root.Values.podAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- include "backupd.pod" . | nindent 2 }}
+{{- end }}
+
+{{- define "backupd.pod" -}}
+{{- $values := .root.Values -}}
+{{- if ne .component "toolbox" -}}
+restartPolicy: Never
+# The pod's own deadline, unlike its Job's, leaves its log and its termination message.
+activeDeadlineSeconds: {{ .podDeadlineSeconds }}
+terminationGracePeriodSeconds: {{ int64 $values.backup.terminationGracePeriodSeconds }}
+{{ else -}}
+# sleep takes no notice of SIGTERM.
+terminationGracePeriodSeconds: 1
+{{ end -}}
+serviceAccountName: {{ include "backupd.serviceAccountName" .root }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with $values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if eq .component "drill" }}
+initContainers:
+  - {{ include "backupd.postgres" . | nindent 4 | trim }}
+{{- end }}
+containers:
+  - name: backupd
+    image: {{ include "backupd.image" .root }}
+    imagePullPolicy: {{ $values.image.pullPolicy }}
+    {{- if eq .component "backup" "doctor" }}
+    args: [{{ .component }}]
+    {{- else if eq .component "drill" }}
+    args: [restore]
+    {{- else if eq .component "toolbox" }}
+    command: [sleep, infinity]
+    {{- end }}
+    env:
+      {{- include "backupd.env" . | nindent 6 }}
+    {{- with $values.extraEnvFrom }}
+    envFrom:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    # backupd writes the message itself; the log's end stands in for one that was killed before it could.
+    terminationMessagePolicy: FallbackToLogsOnError
+    {{- with $values.securityContext }}
+    securityContext:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with $values.resources }}
+    resources:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    volumeMounts:
+      {{- include "backupd.mounts" . | nindent 6 }}
+volumes:
+  {{- include "backupd.volumes" . | nindent 2 }}
+{{- range $field := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" }}
+{{- with get $values $field }}
+{{ $field }}: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A drill's throw-away PostgreSQL: nobody but the container beside it can reach it, so it asks for no password. */}}
+{{- define "backupd.postgres" -}}
+{{- $drill := .root.Values.drill -}}
+name: postgres
+image: {{ $drill.image }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+restartPolicy: Always
+args: [postgres, -c, listen_addresses=127.0.0.1]
+env:
+  - name: POSTGRES_HOST_AUTH_METHOD
+    value: trust
+  - name: PGDATA
+    value: /pg/data
+startupProbe:
+  exec:
+    command: [pg_isready, -h, 127.0.0.1, -U, postgres]
+  periodSeconds: 1
+  failureThreshold: 300
+securityContext:
+  {{- $user := dict }}
+  {{- with $drill.runAsUser }}{{ $user = dict "runAsUser" (int64 .) }}{{ end }}
+  {{- merge $user .root.Values.securityContext | toYaml | nindent 2 }}
+{{- with $drill.resources }}
+resources:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+volumeMounts:
+  - name: pg
+    mountPath: /pg
+  - name: run
+    mountPath: /var/run/postgresql
+  - name: run
+    mountPath: /tmp
+  - name: shm
+    mountPath: /dev/shm
+{{- end }}
+
+{{- define "backupd.mounts" -}}
+{{- $values := .root.Values -}}
+- name: tmp
+  mountPath: /tmp
+- name: scratch
+  mountPath: /scratch
+{{- if $values.store.pvc.enabled }}
+- name: store
+  mountPath: /backups
+  {{- if eq .component "drill" }}
+  readOnly: true
+  {{- end }}
+{{- end }}
+{{- range include "backupd.files" . | fromYamlArray }}
+- name: {{ .name }}
+  mountPath: /etc/backupd/{{ .name }}
+  readOnly: true
+{{- end }}
+{{- with $values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "backupd.volumes" -}}
+{{- $values := .root.Values -}}
+# Small, and in memory: the password file that libpq reads lies here.
+- name: tmp
+  emptyDir:
+    medium: Memory
+    sizeLimit: 64Mi
+- name: scratch
+  {{- include "backupd.scratch" (dict "root" .root "size" $values.scratch.size "medium" $values.scratch.medium) | nindent 2 }}
+{{- if $values.store.pvc.enabled }}
+- name: store
+  persistentVolumeClaim:
+    claimName: {{ include "backupd.claimName" .root }}
+{{- end }}
+{{- with include "backupd.files" . }}
+{{ . | trim }}
+{{- end }}
+{{- if eq .component "drill" }}
+- name: pg
+  {{- include "backupd.scratch" (dict "root" .root "size" $values.drill.size) | nindent 2 }}
+- name: run
+  emptyDir: {}
+# Parallel index builds need more than the 64 MB that a container has.
+- name: shm
+  emptyDir:
+    medium: Memory
+{{- end }}
+{{- with $values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Room that lasts as long as the pod. Takes root, size and, where it is one, medium. */}}
+{{- define "backupd.scratch" -}}
+{{- if .root.Values.scratch.storageClass -}}
+ephemeral:
+  volumeClaimTemplate:
+    metadata:
+      labels:
+        {{- include "backupd.selectorLabels" (dict "root" .root) | nindent 8 }}
+    spec:
+      accessModes: [ReadWriteOnce]
+      storageClassName: {{ .root.Values.scratch.storageClass }}
+      resources:
+        requests:
+          storage: {{ include "backupd.text" .size }}
+{{- else -}}
+emptyDir:
+  sizeLimit: {{ include "backupd.text" .size }}
+  {{- with .medium }}
+  medium: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The volumes with files to read; each is mounted as /etc/backupd/NAME. */}}
+{{- define "backupd.files" -}}
+{{- $source := .root.Values.source }}
+{{- $target := .root.Values.restore.target }}
+{{- if ne .component "drill" }}
+{{- if $source.services }}
+- name: services
+  configMap:
+    name: {{ include "backupd.fullname" .root }}-services
+{{- end }}
+{{- if $source.existingSecret }}
+{{- $keys := dict "password" $source.secretKeys.password }}
+{{- with $source.secretKeys.pgpass }}{{ $keys = dict "pgpass" . }}{{ end }}
+{{- include "backupd.secretVolume" (dict "name" "source" "secret" $source.existingSecret "keys" $keys) }}
+{{- end }}
+{{- with $source.tls }}
+{{- if .existingSecret }}
+{{- $keys := dict "ca.crt" .caKey "tls.crt" .certKey "tls.key" .keyKey }}
+{{- include "backupd.secretVolume" (dict "name" "tls" "secret" .existingSecret "keys" $keys) }}
+{{- end }}
+{{- end }}
+{{- if and $target.existingSecret (ne .component "backup") }}
+{{- $keys := dict "password" $target.secretKeys.password }}
+{{- include "backupd.secretVolume" (dict "name" "target" "secret" $target.existingSecret "keys" $keys) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A Secret's keys as files; optional, so that a missing one is backupd's to report. Takes name, secret, keys. */}}
+{{- define "backupd.secretVolume" }}
+- name: {{ .name }}
+  secret:
+    secretName: {{ .secret }}
+    optional: true
+    defaultMode: 0440
+    items:
+      {{- range $file, $key := .keys }}
+      {{- if $key }}
+      - key: {{ $key }}
+        path: {{ $file }}
+      {{- end }}
+      {{- end }}
+{{- end }}
