@@ -59,13 +59,16 @@ class Bench:
         return found
 
     def compare(self, found: report.Samples, ours: str, limits: Mapping[str, float], what: str = "") -> None:
-        """Adds a goal for each peer that was measured, and one for the memory of ours."""
+        """Adds a goal for each peer that was measured, and one for the memory of our process.
+
+        pg_dump's and pg_restore's own is in the table: for 10,000 tables they take twice as much as we do.
+        """
         if ours in found:
             for peer, limit in limits.items():
                 if peer in found:
                     self.goals.append(report.ratio(f"{what}{ours} / {peer}", found[ours], found[peer], limit))
-            memory = [run.tree_rss_bytes / MIB for run in found[ours]]
-            self.goals.append(report.peak(f"{what}{ours}: memory of all processes, MiB", memory, MEMORY_MIB))
+            memory = [run.first_rss_bytes / MIB for run in found[ours]]
+            self.goals.append(report.peak(f"{what}{ours}: memory, MiB", memory, MEMORY_MIB))
 
 
 def say(text: str) -> None:
