@@ -240,7 +240,8 @@ def _file_text(name: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as exc:
-        raise UsageError(f"{name}: could not read {path}: {exc.strerror}") from None
+        hint = "Check that the file is there; in Kubernetes, that the Secret exists and has the key."
+        raise UsageError(f"{name}: could not read {path}: {exc.strerror}", hint=hint) from None
     except UnicodeDecodeError:
         raise UsageError(f"{name}: file {path} is not UTF-8 text") from None
 

@@ -6,7 +6,7 @@ import pytest
 
 from backupd import throwaway
 
-pytest_plugins = ["fix_postgres", "fix_store", "fix_tools", "fix_restore"]
+pytest_plugins = ["fix_postgres", "fix_store", "fix_tools", "fix_restore", "fix_cluster"]
 
 
 @pytest.fixture(scope="session", autouse=True)
