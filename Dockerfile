@@ -57,7 +57,8 @@ RUN for program in /usr/lib/postgresql/*/bin/*; do "$program" --version || exit;
 ENV PATH=/opt/backupd/bin:/usr/local/bin:/usr/bin:/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 USER 10001:10001
 # No init is needed: backupd reaps its children. No HEALTHCHECK: a run has its exit code.
-ENTRYPOINT ["backupd"]
+# PID 1 has no default for SIGTERM: blocked until backupd has its handler, one that comes early waits and is not lost.
+ENTRYPOINT ["env", "--block-signal=TERM,INT", "backupd"]
 ARG VERSION=
 ARG REVISION=
 LABEL org.opencontainers.image.title="backupd" \

@@ -11,14 +11,17 @@ from backupd import signals
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    signals.install()
-    from backupd.errors import Interrupted
-
     try:
+        signals.install()
         from backupd import cli
 
         code = cli.run(sys.argv[1:])
-    except Interrupted as exc:
+    except BaseException as exc:
+        from backupd.errors import Interrupted
+
+        if not isinstance(exc, Interrupted):
+            raise
+        signals.ignore()
         code = exc.exit_code
     signals.ignore()
     sys.exit(code)

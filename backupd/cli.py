@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backupd import __version__, catalog, log, notation, render, retention, settings, terminal
+from backupd import __version__, catalog, log, notation, render, retention, settings, signals, terminal
 from backupd.errors import BackupdError, Interrupted, Partial, Stale, UsageError
 from backupd.installation import Installation
 from backupd.manifest import Backup, to_json
@@ -60,6 +60,8 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as exc:  # typer has printed what was wrong with the arguments
         return exc.code if isinstance(exc.code, int) else 2
     except (BackupdError, Interrupted) as exc:
+        if isinstance(exc, Interrupted):
+            signals.ignore()
         _print_error(exc)
         _leave_message(exc)
         return exc.exit_code

@@ -1,7 +1,9 @@
 """Signals: an interruption at any instant ends the process in time, with its own exit code, and takes no lock along."""
 
+import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +165,65 @@ def test_only_code_that_would_lose_a_lock_or_the_signal_is_delicate() -> None:
         space: dict[str, Callable[[], Iterator[object]]] = {"__name__": module}  # type: ignore[dict-item]
         exec("def run():\n    yield", space)
         assert signals.is_delicate(_frame_of(space["run"])), module
+
+
+def test_a_signal_that_was_blocked_before_the_start_arrives() -> None:
+    """As the image starts it; without an `env` that can block signals nobody could test that here."""
+    argv = ["env", "--block-signal=TERM,INT", "sh", "-c", 'kill -TERM $$; exec "$0" -m backupd list', sys.executable]
+    finished = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=30)
+    assert (finished.returncode, finished.stdout) == (143, ""), finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_at_any_moment_of_the_start_ends_with_143() -> None:
+    """Imports run callbacks that swallow exceptions, and one that breaks off fails for who imports next."""
+    ends = set()
+    for number in range(60):
+        argv = [sys.executable, "-c", "import backupd.__main__ as m; print('x', flush=True); m.main()", "--version"]
+        child = subprocess.Popen(argv, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(number * 0.008)
+        child.send_signal(signal.SIGTERM)
+        _, stderr = child.communicate(timeout=30)
+        ends.add(child.returncode)
+        assert "given up" not in stderr, stderr
+    assert ends <= {143, 0, -15}, ends
+    assert 143 in ends
+
+
+def test_an_interruption_that_is_swallowed_is_raised_again_but_never_in_a_clean_up() -> None:
+    script = """
+import os, signal, time
+from backupd import signals
+from backupd.errors import Interrupted
+signals.install()
+said = []
+
+def callback():
+    signal.raise_signal(signal.SIGTERM)
+
+os.register_at_fork(before=callback)
+try:
+    if os.fork() == 0:
+        os._exit(0)
+    said.append("swallowed")
+    try:
+        time.sleep(20)
+    finally:
+        try:
+            raise ValueError
+        except ValueError:
+            time.sleep(0.5)
+        said.append("cleaned up")
+except Interrupted as exc:
+    signals.ignore()
+    time.sleep(0.5)
+    print(*said, exc.exit_code)
+"""
+    finished = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=30)
+    assert finished.stdout.splitlines() == ["swallowed cleaned up 143"], finished.stderr
 
 
 def test_a_second_signal_does_not_interrupt_the_clean_up() -> None:
