@@ -43,6 +43,8 @@ backupd an empty variable is a mistake. What extraEnv names is left to it: Helm 
   value: 127.0.0.1
 - name: BACKUPD_TARGET__USER
   value: postgres
+- name: BACKUPD_TARGET__PASSWORD
+  value: drill
 - name: BACKUPD_TARGET__SSLMODE
   value: disable
 - name: BACKUPD_RESTORE_BACKUP

@@ -78,7 +78,7 @@ volumes:
 {{- end }}
 {{- end }}
 
-{{/* A drill's throw-away PostgreSQL: nobody but the container beside it can reach it, so it asks for no password. */}}
+{{/* A drill's throw-away PostgreSQL: nobody but the container beside it can reach it, so its password is no secret. */}}
 {{- define "backupd.postgres" -}}
 {{- $drill := .root.Values.drill -}}
 name: postgres
@@ -87,8 +87,8 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 restartPolicy: Always
 args: [postgres, -c, listen_addresses=127.0.0.1]
 env:
-  - name: POSTGRES_HOST_AUTH_METHOD
-    value: trust
+  - name: POSTGRES_PASSWORD
+    value: drill
   - name: PGDATA
     value: /pg/data
 startupProbe:
