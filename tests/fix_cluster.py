@@ -1,6 +1,6 @@
 """A real cluster for tests: a namespace that enforces Pod Security `restricted`, PostgreSQL in it, releases.
 
-Any KUBECONFIG will do (kind, k3d, minikube); the images named by BACKUPD_TEST_IMAGE and BACKUPD_TEST_POSTGRES must be
+Any KUBECONFIG will do (kind, k3d, minikube); the images named by TEST_IMAGE and TEST_POSTGRES_IMAGE must be
 in its nodes already. Nothing here knows how the cluster was made.
 """
 
@@ -20,8 +20,8 @@ import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 CHART = TOP / "chart"
-IMAGE = os.environ.get("BACKUPD_TEST_IMAGE", "localhost/backupd:test")
-POSTGRES_IMAGE = os.environ.get("BACKUPD_TEST_POSTGRES", "docker.io/library/postgres:17")
+IMAGE = os.environ.get("TEST_IMAGE", "localhost/backupd:test")
+POSTGRES_IMAGE = os.environ.get("TEST_POSTGRES_IMAGE", "docker.io/library/postgres:17")
 PASSWORD = "a secret: with \\ and ' in it"
 ROWS = 20_000
 

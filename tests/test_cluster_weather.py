@@ -78,7 +78,7 @@ def bucket(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         pytest.fail("rclone is not installed: it comes with the test extra")
     folder = tmp_path_factory.mktemp("rclone")
     (folder / "backups").mkdir()
-    address = os.environ.get("BACKUPD_TEST_HOST") or node_address(cluster)
+    address = os.environ.get("TEST_HOST") or node_address(cluster)
     with socket.socket() as probe:
         probe.bind((address, 0))
         port = probe.getsockname()[1]
@@ -102,7 +102,7 @@ def node_address(cluster: Cluster) -> str:
         try:
             probe.bind((address, 0))
         except OSError:
-            pytest.skip(f"the node {address} is another machine: set BACKUPD_TEST_HOST to this one's address")
+            pytest.skip(f"the node {address} is another machine: set TEST_HOST to this one's address")
     return address
 
 

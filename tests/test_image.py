@@ -80,7 +80,7 @@ class Image:
 
 @pytest.fixture(scope="module")
 def image() -> Image:
-    """What BACKUPD_TEST_IMAGE names, else an image that is built here, with the client of Debian."""
+    """What TEST_IMAGE names, else an image that is built here, with the client of Debian."""
     if "DOCKER_HOST" not in os.environ and not Path("/var/run/docker.sock").exists():
         reason = "no container engine answers: set DOCKER_HOST"
         if os.environ.get("CI") == "true" and Path("../shared/images").is_dir():
@@ -88,7 +88,7 @@ def image() -> Image:
         pytest.skip(reason)
     from testcontainers.core.docker_client import DockerClient
 
-    name = os.environ.get("BACKUPD_TEST_IMAGE")
+    name = os.environ.get("TEST_IMAGE")
     if name is None:
         name = "localhost/backupd:test"
         environment = {**os.environ, "PG_SOURCE": "debian", "PG_MAJORS": "17"}
