@@ -203,6 +203,29 @@ def test_the_api_server_accepts_every_example(path: Path, cluster: Cluster) -> N
     assert "cronjob.batch/example-backupd created (server dry run)" in said
 
 
+def test_the_api_server_accepts_everything_that_can_be_switched_on(cluster: Cluster) -> None:
+    """NetworkPolicies among it, which this cluster does not enforce."""
+    version = json.loads(cluster.kubectl("version", "-ojson"))["serverVersion"]["gitVersion"]
+    switched = ["networkPolicy.enabled=true", "trigger.rbac.enabled=true", "trigger.rbac.serviceAccountName=app"]
+    switched += ["scratch.storageClass=standard", "priorityClassName=system-cluster-critical", "timeZone=Europe/Berlin"]
+    settings = [word for each in switched for word in ("--set", each)]
+    example = str(CHART / "examples" / "drill.yaml")
+    command = [
+        "template",
+        "everything",
+        str(CHART),
+        "-f",
+        example,
+        "--skip-tests",
+        "--kube-version",
+        version,
+        *settings,
+    ]
+    said = cluster.kubectl("apply", "--dry-run=server", "-f", "-", given=cluster.helm(*command))
+    kinds = ("networkpolicy.networking.k8s.io", "validatingadmissionpolicy.admissionregistration.k8s.io", "role.rbac")
+    assert all(f"{kind}" in said for kind in kinds), said
+
+
 @pytest.mark.parametrize("program", ["helm", "helm4"])
 def test_a_release_is_installed_tested_upgraded_rolled_back_and_removed(program: str, cluster: Cluster) -> None:
     if shutil.which(program) is None:
