@@ -36,8 +36,8 @@ RANGE_BYTES = 16 << 20
 """Neighbouring members are read in one range at least up to this size: a request each would cost 17 ms."""
 
 RANGES_PER_THREAD = 1
-"""Of a whole archive: some services (rclone) hash an object anew for each range of it, 0.35 s for 185 MB. One is enough,
-since a range whose connection breaks goes on where it was."""
+"""Of a whole archive: some services (rclone) hash an object anew for each range of it, 0.35 s for 185 MB. One is
+enough, since a range whose connection breaks goes on where it was."""
 
 FETCH_THREADS = 2
 OTHER_HINT = "Use another backup: `backupd list` shows them, `backupd verify ID` reads one to its end."
