@@ -32,6 +32,9 @@ README_NAME = "README.txt"
 INDEX_LIMIT_BYTES = 128 << 20
 """Decoded size of the largest index that is read: 100,000 tables make about 40 MB."""
 
+MEMORY_LIMIT_BYTES = 256 << 20
+"""The largest member that is read into memory: toc.dat, of which 100,000 tables make about 100 MB."""
+
 RANGE_BYTES = 16 << 20
 """Neighbouring members are read in one range at least up to this size: a request each would cost 17 ms."""
 
@@ -177,6 +180,22 @@ def verify(store: Store, key: str, manifest: Manifest, index: Index, feed: Calla
     if whole.hexdigest() != manifest.archive_sha256:
         detail = "Its sha256 is not the manifest's, although every member's is right."
         raise VerificationFailed(f"archive {key} is damaged", detail=detail, hint=OTHER_HINT)
+
+
+def read_member(store: Store, key: str, member: Member) -> bytes:
+    """A small member's bytes. Raises VerificationFailed where they are not those that were written, or too many."""
+    if member.size_bytes > MEMORY_LIMIT_BYTES:
+        raise VerificationFailed(f"member {member.name} of {key} is larger than {MEMORY_LIMIT_BYTES} bytes")
+    with store.open(key, member.offset, member.size_bytes) as stream:
+        data = b"".join(_chunks(key, stream, member.size_bytes))
+    _check_hash(key, member, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a new regular file, which is whole or not there."""
+    with _new_file(path) as write:
+        write(data)
 
 
 def fetch(store: Store, key: str, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]) -> None:

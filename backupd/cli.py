@@ -24,6 +24,7 @@ from backupd import __version__, catalog, log, notation, render, retention, sett
 from backupd.errors import BackupdError, Interrupted, Partial, Stale, UsageError
 from backupd.installation import Installation
 from backupd.manifest import Backup, to_json
+from backupd.selection import Wanted
 from backupd.selector import name_of
 
 if TYPE_CHECKING:
@@ -234,6 +235,14 @@ def restore(
         str | None,
         typer.Option(metavar="NAME", help="Into an existing, empty database.", envvar="BACKUPD_RESTORE_INTO"),
     ] = None,
+    tables: Annotated[
+        list[str] | None,
+        typer.Option("--table", metavar="SCHEMA.TABLE", help="Only this table and what it needs; * and ? match."),
+    ] = None,
+    schemas: Annotated[
+        list[str] | None,
+        typer.Option("--schema", metavar="SCHEMA", help="Only this schema and what it needs; * and ? match."),
+    ] = None,
     keep: Annotated[
         bool, typer.Option(help="Keep what was restored even if it is not equal.", envvar="BACKUPD_RESTORE_KEEP")
     ] = False,
@@ -244,8 +253,13 @@ def restore(
 ) -> None:
     """Restore a backup and compare it, table by table, before anybody may connect to it.
 
-    Exit codes: 0 ok, 2 no such backup, 14 what was restored is not what was backed up, 15 the target is not empty or
-    lacks roles, 17 no room (with the bytes that are needed), 20 pg_restore failed; all in the README.
+    With --table or --schema, each as often as needed, only those come back, with what they need and what belongs to
+    them, and what stays behind is listed; only their part of the archive is read. A partition root brings its
+    partitions; a foreign key comes when both its tables do. What a function's body names cannot be known: if a
+    trigger, an index or a view fails for want of it, name that too.
+
+    Exit codes: 0 ok, 2 no such backup or table, 14 what was restored is not what was backed up, 15 the target is not
+    empty or lacks roles, 17 no room (with the bytes that are needed), 20 pg_restore failed; all in the README.
     """
     from backupd import restore as verb
 
@@ -266,6 +280,7 @@ def restore(
         keep=keep,
         scratch=loaded.scratch.directory,
         scratch_limit_bytes=loaded.scratch.limit,
+        wanted=_wanted(here, tables or (), schemas or ()),
     )
     with here.target("restore", into or loaded.target.database) as access, terminal.shown() as progress:
         restored = verb.restore(access, found, here.clients(), chosen, job, progress)
@@ -273,8 +288,18 @@ def restore(
         _print_json({"message_type": "summary", "backup": str(name_of(chosen)), **asdict(restored)})
         return
     print(render.comparison(restored))
+    if job.wanted:
+        print(render.left_out(restored))
     seconds = ", ".join(f"{stage} {render.duration(spent)}" for stage, spent in restored.seconds.items())
-    print(f"database {name} holds what backup {chosen.id} promises ({seconds})")
+    promised = "the chosen part of" if job.wanted else "what"
+    print(f"database {name} holds {promised} backup {chosen.id} promises ({seconds})")
+
+
+def _wanted(here: Installation, tables: Sequence[str], schemas: Sequence[str]) -> Wanted | None:
+    """What is to be restored, by flags, else by a Job's variables; None is all."""
+    of_job = here.selection_of_job()
+    wanted = Wanted(tuple(tables) or of_job.tables, tuple(schemas) or of_job.schemas)
+    return wanted if wanted.tables or wanted.schemas else None
 
 
 @app.command()

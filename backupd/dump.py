@@ -317,8 +317,8 @@ def _last_words(stderr: str) -> str:
     return " / ".join(lines[-5:]) or "It said nothing."
 
 
-def restore_argv(client: Client, conninfo: str, folder: Path, jobs: int) -> list[str]:
-    """pg_restore's command line for a whole dump into an existing, empty database."""
+def restore_argv(client: Client, conninfo: str, folder: Path, jobs: int, use_list: Path | None = None) -> list[str]:
+    """pg_restore's command line for a dump into an existing, empty database: all of it, or the entries of a list."""
     return [
         client.program("pg_restore"),
         f"--dbname={conninfo}",
@@ -326,6 +326,7 @@ def restore_argv(client: Client, conninfo: str, folder: Path, jobs: int) -> list
         f"--jobs={jobs}",
         "--exit-on-error",
         "--no-password",
+        *([f"--use-list={use_list}"] if use_list else []),
         str(folder),
     ]
 

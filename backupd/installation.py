@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backupd import log, scratch
+from backupd import log, scratch, table_pattern
 from backupd.catalog import Catalog
 from backupd.connection import Server, child_environment, without_secrets
 from backupd.errors import BackupdError, UsageError
 from backupd.manifest import Filter
+from backupd.selection import Wanted
 from backupd.selector import Label
 from backupd.settings import Settings
 from backupd.store import open_store
@@ -100,6 +101,12 @@ class Installation:
         """The databases that a Job made from a template names in its environment."""
         text = self.settings.environment.get("BACKUPD_BACKUP_DATABASES", "")
         return [name.strip() for name in text.split(",") if name.strip()]
+
+    def selection_of_job(self) -> Wanted:
+        """The tables and schemas that a Job made from a template names in its environment."""
+        environment = self.settings.environment
+        tables, schemas = (environment.get(f"BACKUPD_RESTORE_{what}", "") for what in ("TABLE", "SCHEMA"))
+        return Wanted(table_pattern.split(tables), table_pattern.split(schemas))
 
     def expected(self) -> list[Label] | None:
         """The labels that should have backups, where the source can be asked; None means those of the catalog."""

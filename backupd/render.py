@@ -170,6 +170,12 @@ def comparison(restored: "Restored") -> str:
     return table(("", "BACKUP", "RESTORED", ""), rows)
 
 
+def left_out(restored: "Restored") -> str:
+    """Of a part of a backup: what did not come along and why, and how much of the archive was read."""
+    lines = [printable(f"left out: {each.name}: {each.reason}") for each in restored.left_out]
+    return "\n".join([*lines, f"read {size(restored.read_bytes)} of the archive"])
+
+
 def plan(chosen: Plan) -> str:
     """What retention would do, with the reason for each backup."""
     rows = [

@@ -43,6 +43,8 @@ RUN_VARIABLES: Mapping[str, str] = {
     "BACKUPD_RESTORE_BACKUP": "`restore`: the backup, by id or as `app@latest`",
     "BACKUPD_RESTORE_AS": "`restore --as`: the name of a new database",
     "BACKUPD_RESTORE_INTO": "`restore --into`: an existing, empty database",
+    "BACKUPD_RESTORE_TABLE": "`restore --table`: only these tables, as `schema.table`, separated by commas",
+    "BACKUPD_RESTORE_SCHEMA": "`restore --schema`: only these schemas, separated by commas",
     "BACKUPD_RESTORE_KEEP": "`restore --keep`: keep what was restored even where it did not prove equal",
     "BACKUPD_RESTORE_JOBS": "`restore --jobs`: how many connections pg_restore uses",
     "BACKUPD_CHECK_MAX_AGE": "`check --max-age`: how old the newest backup may be",

@@ -11,6 +11,7 @@ import secrets
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -234,6 +235,41 @@ def definitions(server: PostgresServer, database: str, *, client: PostgresServer
         text = text.replace(written, "THE_DATABASE")
     text = re.sub(r"(?m)^(\\(un)?restrict .*|-- Dumped .*)$", "", text)
     return sorted(line.rstrip(",") for line in text.splitlines() if line)
+
+
+# --- an extension with a table of its own
+
+
+EXTENSION = """
+CREATE TABLE setting (name text, given bool DEFAULT true);
+SELECT pg_catalog.pg_extension_config_dump('setting', 'WHERE given');
+INSERT INTO setting VALUES ('standard', false), ('usual', false);
+CREATE TABLE own (n int);
+INSERT INTO own SELECT generate_series(1, 7);
+"""
+
+
+@pytest.fixture
+def tiny_extension(postgres18: PostgresServer) -> Iterator[str]:
+    """An extension with a configuration table; only PostgreSQL 18 finds one outside its installation."""
+    with tempfile.TemporaryDirectory() as name:  # and not below pytest's own folder, which is closed to the server
+        yield from _tiny_extension(postgres18, Path(name))
+
+
+def _tiny_extension(postgres18: PostgresServer, share: Path) -> Iterator[str]:
+    folder = share / "extension"
+    folder.mkdir()
+    for each in (share, folder):
+        each.chmod(0o755)
+    (folder / "tiny.control").write_text("default_version = '1'\nrelocatable = true\n")
+    (folder / "tiny--1.sql").write_text(EXTENSION)
+    with postgres18.connect() as connection:
+        path = f"{folder.parent}:$system"
+        connection.execute(sql.SQL("ALTER SYSTEM SET extension_control_path = {}").format(path))
+        connection.execute("SELECT pg_reload_conf()")
+        yield "tiny"
+        connection.execute("ALTER SYSTEM RESET extension_control_path")
+        connection.execute("SELECT pg_reload_conf()")
 
 
 # --- stores that fail

@@ -155,6 +155,7 @@ class FaultProxy:
     target: str
     rule: Callable[[str, str, int], str | None] = lambda method, path, number: None
     seen: list[str] = field(default_factory=list)
+    sent_bytes: int = 0
     endpoint_url: str = ""
 
 
@@ -247,6 +248,7 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
                 if fault == "cut response":
                     self.wfile.write(data[: len(data) // 2])
                     raise _Reset
+                proxy.sent_bytes += len(data)
                 self.wfile.write(data)
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = relay  # noqa: N815

@@ -34,7 +34,9 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "progress",
                 "retention",
                 "sections",
+                "selection",
                 "selector",
+                "table_pattern",
                 "toc",
             }
         ),
@@ -58,6 +60,9 @@ EXCEPTIONS = {
     ("sections", "notation"),
     ("sections", "retention"),
     ("retention", "manifest"),
+    ("selection", "manifest"),
+    ("selection", "table_pattern"),
+    ("selection", "toc"),
     ("selector", "manifest"),
     ("toc", "manifest"),
 }

@@ -3,8 +3,7 @@
 import json
 import re
 import shlex
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -153,38 +152,6 @@ def test_the_next_backup_of_a_restored_database_promises_the_same(
     assert again.sequences == first.sequences
     assert again.large_objects == first.large_objects
     assert again.roles == first.roles
-
-
-EXTENSION = """
-CREATE TABLE setting (name text, given bool DEFAULT true);
-SELECT pg_catalog.pg_extension_config_dump('setting', 'WHERE given');
-INSERT INTO setting VALUES ('standard', false), ('usual', false);
-CREATE TABLE own (n int);
-INSERT INTO own SELECT generate_series(1, 7);
-"""
-
-
-@pytest.fixture
-def tiny_extension(postgres18: PostgresServer) -> Iterator[str]:
-    """An extension with a configuration table; only PostgreSQL 18 finds one outside its installation."""
-    with tempfile.TemporaryDirectory() as name:  # and not below pytest's own folder, which is closed to the server
-        yield from _tiny_extension(postgres18, Path(name))
-
-
-def _tiny_extension(postgres18: PostgresServer, share: Path) -> Iterator[str]:
-    folder = share / "extension"
-    folder.mkdir()
-    for each in (share, folder):
-        each.chmod(0o755)
-    (folder / "tiny.control").write_text("default_version = '1'\nrelocatable = true\n")
-    (folder / "tiny--1.sql").write_text(EXTENSION)
-    with postgres18.connect() as connection:
-        path = f"{folder.parent}:$system"
-        connection.execute(sql.SQL("ALTER SYSTEM SET extension_control_path = {}").format(path))
-        connection.execute("SELECT pg_reload_conf()")
-        yield "tiny"
-        connection.execute("ALTER SYSTEM RESET extension_control_path")
-        connection.execute("SELECT pg_reload_conf()")
 
 
 def test_a_configuration_table_of_an_extension_holds_the_dumped_rows_and_may_hold_more(
