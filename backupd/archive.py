@@ -198,6 +198,16 @@ def write_file(path: Path, data: bytes) -> None:
         write(data)
 
 
+def read(store: Store, key: str, member: Member) -> Iterator[bytes]:
+    """One member's stored bytes, by one range. Raises VerificationFailed, at the end, where their sha256 is wrong."""
+    sha256 = hashlib.sha256()
+    with store.open(key, member.offset, member.size_bytes) as stream:
+        for chunk in _chunks(key, stream, member.size_bytes):
+            sha256.update(chunk)
+            yield chunk
+    _check_hash(key, member, sha256.hexdigest())
+
+
 def fetch(store: Store, key: str, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]) -> None:
     """Writes the members as regular files into an existing folder, largest ranges first, each sha256 checked.
 

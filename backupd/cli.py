@@ -303,6 +303,57 @@ def _wanted(here: Installation, tables: Sequence[str], schemas: Sequence[str]) -
 
 
 @app.command()
+def drill(
+    backup: Annotated[
+        str | None,
+        typer.Argument(metavar="ID", help="Which backup; else latest.", envvar="BACKUPD_DRILL_BACKUP"),
+    ] = None,
+    newest_undrilled: Annotated[
+        bool,
+        typer.Option(
+            "--newest-undrilled",
+            help="By turns the newest of each database, if undrilled: for a schedule.",
+            envvar="BACKUPD_DRILL_NEWEST_UNDRILLED",
+        ),
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Restore a backup into a server that nobody needs, compare every row, time it, and note the result.
+
+    The server is that of BACKUPD_DRILL__URL, or one that is started for it where PostgreSQL's server is installed.
+    Exit codes: 0 ok, 14 it does not restore, or comes back as something else; 15 the server is not fit for it, 18 it
+    is unreachable, 20 pg_restore failed for a reason that is not the backup's; all in the README.
+    """
+    from backupd import drill as verb
+
+    if newest_undrilled and backup:
+        raise UsageError("drill takes either an ID or --newest-undrilled")
+    here = _installation()
+    loaded, found = here.settings, here.catalog()
+    chosen = _undrilled(found) if newest_undrilled else found.find(backup or "latest")
+    if chosen is None:
+        _print_json(None) if json_ else print("nothing to drill: the newest backup of each database was drilled")
+        return
+    if loaded.drill.url is None:  # libpq in this process reads its variables itself, and they are meant for the source
+        settings.forget_libpq_variables()
+    major = chosen.manifest.server_version_num // 10000
+    with here.drill_server(major) as access, terminal.shown() as progress:
+        job = verb.Job(access.database, loaded.dump.job_count, loaded.scratch.directory, loaded.scratch.limit)
+        drilled = verb.drill(access, found, here.clients(), chosen, job, _now, progress)
+    if json_:
+        _print_json({**asdict(drilled), "message_type": "summary", "backup": _backup_json(drilled.backup)})
+    else:
+        print(render.drilled(drilled))
+
+
+def _undrilled(found: catalog.Catalog) -> Backup | None:
+    """The backup whose drill is due, of this installation's server where it has a name."""
+    from backupd import drill as verb
+
+    return verb.next_undrilled(found.backups(_installation().settings.source.server).backups)
+
+
+@app.command()
 def fetch(
     backup: BackupName, directory: Annotated[Path, typer.Argument(help="A folder to make, for pg_restore.")]
 ) -> None:

@@ -99,6 +99,11 @@ def without_server(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in _SERVER_NAMES}
 
 
+def without_libpq(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without secrets and without any libpq variable; for children of a server of our own."""
+    return {name: value for name, value in without_secrets(environment).items() if not name.startswith("PG")}
+
+
 def _escaped(password: str) -> str:
     return password.replace("\\", "\\\\").replace(":", "\\:")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backupd import log, scratch, table_pattern
 from backupd.catalog import Catalog
-from backupd.connection import Server, child_environment, without_secrets
+from backupd.connection import Server, child_environment, without_libpq, without_secrets
 from backupd.errors import BackupdError, UsageError
 from backupd.manifest import Filter
 from backupd.selection import Wanted
@@ -27,6 +27,7 @@ _log = log.get_logger()
 
 MAINTENANCE_DATABASE = "postgres"
 _DATABASES = "BACKUPD_SOURCE__DATABASES"
+_DRILL_URL = "BACKUPD_DRILL__URL"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,27 @@ class Installation:
     def target(self, purpose: str, database: str) -> "Iterator[postgres.Access]":
         """The server that restores go to, reached by that database."""
         with _reached(self.settings.target_server(), [database], purpose) as access:
+            yield access
+
+    @contextlib.contextmanager
+    def drill_server(self, archive_major: int) -> "Iterator[postgres.Access]":
+        """The server that drills restore into: the setting's, or one that is started for it and gone afterwards."""
+        from backupd import drill, postgres
+
+        environment = self.settings.environment
+        if self.settings.drill.url is None:
+            scratch_folder = self.settings.scratch.directory
+            own = drill.own_server(archive_major, scratch_folder, without_libpq(environment))
+            with own as server, _reached(server, [MAINTENANCE_DATABASE], "drill") as access:
+                yield access
+            return
+        keywords = postgres.keywords(self.settings.drill.url, _DRILL_URL)
+        database = keywords.pop("dbname", MAINTENANCE_DATABASE)
+        missing = [name for name in ("host", "user") if not keywords.get(name)]
+        if missing:
+            hint = "Nothing is taken over from the source, which a drill must never reach by mistake."
+            raise UsageError(f"{_DRILL_URL} names no {missing[0]}", hint=hint)
+        with _reached(self.settings.drill_server(keywords), [database], "drill") as access:
             yield access
 
     def clients(self) -> "list[dump.Client]":

@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
 
 STORE_URL_REASON = "should be file:///absolute/folder or s3://bucket/prefix"
+DRILL_URL_REASON = "should be postgresql://user@host:port/database or host=... user=..., without a password"
 LABEL_LIMIT_BYTES = 100
 
 _ENDPOINT_REASON = "should be http:// or https:// with a host, and have no user, query or fragment"
@@ -122,6 +123,15 @@ def check_endpoint_url(text: str) -> str:
     parts = _split(text, _ENDPOINT_REASON)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise ValueError(_ENDPOINT_REASON)
+    return text
+
+
+def check_drill_url(text: str) -> str:
+    """A connection string as libpq takes it; a password in it would show in every child's command line."""
+    uri = re.match(r"postgres(ql)?://([^/?#]*)", text)
+    password = re.search(r"password\s*=", text, re.IGNORECASE) or (uri and re.search(":.*@", uri[2]))
+    if password or not (uri or "=" in text):
+        raise ValueError(DRILL_URL_REASON)
     return text
 
 

@@ -92,6 +92,29 @@ class Session:
             row = self._link.execute(sql.SQL(query).format(sql.Identifier(schema, table))).fetchone()
         return int(row[0]) if row else 0
 
+    def copy_rows(
+        self, table: Sequence[str], columns: Sequence[str], encoding: str, *, descendants: bool
+    ) -> Iterator[bytes]:
+        """COPY's text of those columns, a row at a time with its line break, in that encoding.
+
+        Only the table's own rows, or those of its partitions too. Nothing may run on the session until it is at its
+        end, or closed.
+        """
+        selection = sql.SQL(", ").join(map(sql.Identifier, columns))
+        names = {"table": sql.Identifier(*table), "columns": selection, "encoding": sql.Literal(encoding)}
+        query: LiteralString = "COPY {table} TO STDOUT (ENCODING {encoding})"
+        if descendants:
+            query = "COPY (SELECT {columns} FROM {table}) TO STDOUT (ENCODING {encoding})"
+        elif columns:
+            query = "COPY {table} ({columns}) TO STDOUT (ENCODING {encoding})"
+        with (
+            _translated(self.place),
+            self._link.cursor() as cursor,
+            cursor.copy(sql.SQL(query).format(**names)) as copy,
+        ):
+            for row in copy:
+                yield bytes(row)
+
     def cancel(self) -> None:
         """Asks the server to cancel what another thread runs on this session."""
         with contextlib.suppress(psycopg.Error):
@@ -137,6 +160,17 @@ def _pinned(
         standby=standby,
         started_at=started_at,
     )
+
+
+def keywords(text: str, name: str) -> dict[str, str]:
+    """The keywords of a connection string, which the variable of that `name` holds. Raises UsageError, without it."""
+    try:
+        found = conninfo.conninfo_to_dict(text)
+    except psycopg.Error:
+        raise UsageError(f"{name} is not a connection string that libpq takes") from None
+    if "password" in found:
+        raise UsageError(f"{name} has a password in it", hint=f"Set {name.removesuffix('URL')}PASSWORD_FILE instead.")
+    return {keyword: str(value) for keyword, value in found.items() if value is not None}
 
 
 def libpq_version() -> str:

@@ -15,6 +15,7 @@ from backupd.retention import Plan
 from backupd.selector import name_of
 
 if TYPE_CHECKING:  # a quarter of a second of psycopg, which `list` does not need
+    from backupd.drill import Drilled
     from backupd.finding import Finding
     from backupd.restore import Restored
 
@@ -72,7 +73,9 @@ def proof(backup: Backup) -> str:
         return f"SUSPECT: {backup.suspect}"
     drilled, verified = backup.note("drilled"), backup.note("verified")
     if drilled is not None:
-        return f"{drilled.facts.get('level', 'restored')} {drilled.at:%Y-%m-%d}"
+        seconds = drilled.facts.get("seconds")
+        took = f" in {duration(seconds)}" if isinstance(seconds, int | float) else ""
+        return f"{drilled.facts.get('level', 'restored')} {drilled.at:%Y-%m-%d}{took}"
     return "stored" if verified is None else f"verified {verified.at:%Y-%m-%d}"
 
 
@@ -174,6 +177,22 @@ def left_out(restored: "Restored") -> str:
     """Of a part of a backup: what did not come along and why, and how much of the archive was read."""
     lines = [printable(f"left out: {each.name}: {each.reason}") for each in restored.left_out]
     return "\n".join([*lines, f"read {size(restored.read_bytes)} of the archive"])
+
+
+def drilled(found: "Drilled") -> str:
+    """What a drill found: a line of counts, after it what came back in another order, or could not be compared."""
+    content = found.content
+    tables = ", ".join(f"{count} {outcome}" for outcome, count in content.counts.items() if count)
+    rows = [
+        (each.name, each.outcome, each.why)
+        for each in (*content.tables, *content.large_objects)
+        if each.outcome != "identical"
+    ]
+    times = f"restored in {duration(found.seconds)}, content compared in {duration(found.content_seconds)}"
+    line = f"{name_of(found.backup)}: {found.level}: {times}; tables: {tables or 'none'}"
+    if content.large_objects:
+        line += f"; large objects: {len(content.large_objects)}"
+    return "\n".join([*([table(("TABLE", "CONTENT", ""), rows)] if rows else []), printable(line)])
 
 
 def plan(chosen: Plan) -> str:

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretSt
 from backupd.connection import can_be_in_passfile
 from backupd.notation import (
     check_compression,
+    check_drill_url,
     check_endpoint_url,
     check_host,
     check_label,
@@ -47,6 +48,8 @@ RUN_VARIABLES: Mapping[str, str] = {
     "BACKUPD_RESTORE_SCHEMA": "`restore --schema`: only these schemas, separated by commas",
     "BACKUPD_RESTORE_KEEP": "`restore --keep`: keep what was restored even where it did not prove equal",
     "BACKUPD_RESTORE_JOBS": "`restore --jobs`: how many connections pg_restore uses",
+    "BACKUPD_DRILL_BACKUP": "`drill`: the backup, by id or as `app@latest`",
+    "BACKUPD_DRILL_NEWEST_UNDRILLED": "`drill --newest-undrilled`: by turns the newest of each database, if undrilled",
     "BACKUPD_CHECK_MAX_AGE": "`check --max-age`: how old the newest backup may be",
 }
 """Variables that set a flag of one run, for Jobs that are made from a template and take no arguments."""
@@ -100,6 +103,15 @@ class TargetSettings(BaseModel, frozen=True):
     sslmode: _SslMode | None = Field(default=None, description="libpq's `sslmode`")
     sslrootcert: str | None = Field(default=None, description="a file of CA certificates or `system`")
     database: str = Field(default="postgres", description="the database to connect to for making others")
+
+
+class DrillSettings(BaseModel, frozen=True):
+    """Where drills restore: a server that nobody needs; without it they start one of their own, if it is installed."""
+
+    url: Annotated[str, AfterValidator(check_drill_url)] | None = Field(
+        default=None, description="`postgresql://user@host:port/database` or `host=... user=...`, without a password"
+    )
+    password: _Password = Field(default=None, description="its password; else `PGPASSFILE`")
 
 
 class StoreSettings(BaseModel, frozen=True):
@@ -213,6 +225,7 @@ class LogSettings(BaseModel, frozen=True):
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "SOURCE": SourceSettings,
     "TARGET": TargetSettings,
+    "DRILL": DrillSettings,
     "STORE": StoreSettings,
     "STORE__S3": S3Settings,
     "RETENTION": RetentionSettings,

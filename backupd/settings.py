@@ -26,6 +26,7 @@ from backupd.sections import (
     PREFIX,
     RUN_VARIABLES,
     SECTIONS,
+    DrillSettings,
     DumpSettings,
     LogSettings,
     RetentionSettings,
@@ -50,6 +51,7 @@ class Settings:
 
     source: SourceSettings
     target: TargetSettings
+    drill: DrillSettings
     store: StoreSettings
     s3: S3Settings
     retention: RetentionSettings
@@ -134,6 +136,12 @@ class Settings:
         keywords = {**self._target_defaults(), **keywords}
         return Server(keywords, password, self.passfile, without_server(without_secrets(self.environment)))
 
+    def drill_server(self, keywords: Mapping[str, str]) -> Server:
+        """How the drills' server is reached, by the keywords of its URL and by nothing that is meant for the source."""
+        password = _plain(self.drill.password)
+        keywords = {**self._target_defaults(), **({} if password else {"password": ""}), **keywords}
+        return Server(keywords, password, self.passfile, without_server(without_secrets(self.environment)))
+
     def _target_defaults(self) -> dict[str, str]:
         """What says which server, at its default, so that neither a variable nor PGSERVICE, meant for the source, does.
 
@@ -180,7 +188,8 @@ def load(environment: Mapping[str, str]) -> Settings:
 def secrets(settings: Settings) -> tuple[str, ...]:
     """Every secret value that is known, for the log to scrub."""
     names = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    passwords = (_plain(settings.source.password), _plain(settings.target.password))
+    sections = (settings.source, settings.target, settings.drill)
+    passwords = (_plain(section.password) for section in sections)
     known = (*passwords, *map(settings.environment.get, names), *passfile_passwords(settings.passfile or ""))
     return tuple(dict.fromkeys(secret for secret in known if secret))
 

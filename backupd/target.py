@@ -182,7 +182,7 @@ def new_database(
         yield
     except BaseException:
         if made and not keep:
-            _drop(access, maintenance, name)
+            drop(access, maintenance, name)
         raise
 
 
@@ -237,7 +237,7 @@ def _close(session: Session, name: str, comment: str) -> None:
     session.execute("COMMIT")
 
 
-def _drop(access: Access, maintenance: str, name: str) -> None:
+def drop(access: Access, maintenance: str, name: str) -> None:
     """Drops a database that a restore made, with whatever sessions it has; what stays after all is logged."""
     failure = None
     for pause_seconds in _DROP_PAUSES_SECONDS:
@@ -356,7 +356,7 @@ def compare(access: Access, database: str, contract: Contract, jobs: int) -> lis
             Comparison("invalid indexes", 0, _count(session, _INVALID_INDEXES)),
         ]
     there = [name for name in counts if name in relations]
-    rows = _in_parallel(access, database, jobs, there, lambda session, name: _rows(session, relations[name]))
+    rows = in_parallel(access, database, jobs, there, lambda session, name: _rows(session, relations[name]))
     found = dict(zip(there, rows, strict=True))
     tables = [
         Comparison(f"{schema}.{name}", promised, found.get((schema, name)), _of_extension(relations, (schema, name)))
@@ -422,7 +422,7 @@ def analyze(access: Access, database: str, jobs: int) -> list[str]:
             " AND NOT c.relispartition AND NOT c.relisshared"
             " ORDER BY c.relkind = 'p' DESC, pg_relation_size(c.oid) DESC"
         )
-    return [text for text in _in_parallel(access, database, jobs, names, _analyze) if text is not None]
+    return [text for text in in_parallel(access, database, jobs, names, _analyze) if text is not None]
 
 
 def _analyze(session: Session, name: _Name) -> str | None:
@@ -433,7 +433,7 @@ def _analyze(session: Session, name: _Name) -> str | None:
     return None
 
 
-def _in_parallel(
+def in_parallel(
     access: Access, database: str, jobs: int, tasks: Sequence[_Task], work: Callable[[Session, _Task], _Answer]
 ) -> list[_Answer]:
     """The answers, in order, of `work` done by `jobs` sessions. What they run is cancelled when one fails."""

@@ -37,6 +37,7 @@ _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C"}
 _SOCKET_PATH_LIMIT = 107
 _START_SECONDS = 60.0
 _END_SECONDS = 15.0
+_ENTER_HINT = "Set BACKUPD_SCRATCH__DIRECTORY, or TMPDIR, to a folder that everybody may enter."
 _STATUS_LINE = 7  # of postmaster.pid, counted from 0
 
 
@@ -145,7 +146,7 @@ def _private_directory(parent: Path, uid: int | None) -> Iterator[Path]:
             if process.run(["test", "-w", name], _ENVIRONMENT, uid=uid).status:
                 message = f"user {pwd.getpwuid(uid).pw_name} cannot enter {parent}"
                 detail = "PostgreSQL refuses to run as root and would run as that user."
-                raise DatabaseError(message, detail=detail, hint="Set TMPDIR to a folder that everybody may enter.")
+                raise DatabaseError(message, detail=detail, hint=_ENTER_HINT)
         yield Path(name)
 
 

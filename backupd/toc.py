@@ -156,6 +156,14 @@ def sequences(toc: Toc) -> tuple[Sequence, ...]:
     return tuple(_sequence(entry) for entry in toc.entries if entry.desc == "SEQUENCE SET")
 
 
+def encoding(toc: Toc) -> str:
+    """PostgreSQL's name of the encoding that the rows are in: pg_dump's client_encoding, mostly the database's own."""
+    found = next((_ENCODING.fullmatch(entry.definition) for entry in toc.entries if entry.desc == "ENCODING"), None)
+    if found is None:
+        raise VerificationFailed("toc.dat of the dump does not say which encoding it is in", hint=_DAMAGED_HINT)
+    return found[1]
+
+
 def large_objects(toc: Toc) -> tuple[int, ...]:
     """The OIDs of the large objects that pg_restore will create: BLOB entries, since 17 groups in BLOB METADATA."""
     oids: list[int] = []

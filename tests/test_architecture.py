@@ -16,9 +16,9 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("shell", frozenset({"cli"})),
     ("parts of the shell", frozenset({"installation", "terminal", "render"})),
     ("settings", frozenset({"settings"})),
-    ("verbs", frozenset({"backup", "restore", "verify", "doctor", "demo"})),
+    ("verbs", frozenset({"backup", "restore", "verify", "doctor", "demo", "drill"})),
     ("memory", frozenset({"catalog"})),
-    ("questions to a database", frozenset({"facts", "privileges", "probe", "target"})),
+    ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "target"})),
     ("edges", frozenset({"archive", "dump", "postgres", "throwaway", "store.local", "store.s3"})),
     ("doors", frozenset({"process", "scratch", "store"})),
     (
@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
             {
                 "connection",
                 "contract",
+                "copytext",
                 "decode",
                 "finding",
                 "manifest",
@@ -47,6 +48,9 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
 
 EXCEPTIONS = {
     ("target", "facts"),  # what a target is asked, a source is asked too
+    ("content", "facts"),
+    ("content", "target"),  # several sessions at once
+    ("drill", "restore"),  # a drill is a restore that is looked at more closely
     ("demo", "backup"),  # the demo is the other verbs, one after the other
     ("demo", "restore"),
     ("demo", "verify"),

@@ -603,12 +603,14 @@ def camel(name: str) -> str:
 ELSEWHERE = {
     "SOURCE": {"password", "sslrootcert"},  # secretKeys and tls
     "TARGET": {"password", "sslrootcert"},
+    "DRILL": {"url", "password"},  # the sidecar
     "DUMP": {"clients"},  # the image's own
     "SCRATCH": {"directory", "limit"},  # a volume, and its size
 }
 PLACES = {
     "SOURCE": "source",
     "TARGET": "restore.target",
+    "DRILL": "drill",
     "STORE": "store",
     "STORE__S3": "store.s3",
     "RETENTION": "retention",

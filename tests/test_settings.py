@@ -605,6 +605,26 @@ def test_a_target_of_its_own_has_its_own_tls_and_port() -> None:
     assert (system.keywords["sslrootcert"], system.keywords["sslmode"]) == ("system", "verify-full")
 
 
+def test_libpq_itself_takes_nothing_of_the_source_for_a_drill(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = LIBPQ_OF_THE_SOURCE | {"BACKUPD_DRILL__URL": "postgresql://tester@127.0.0.1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    server = settings.load(environment).drill_server({"host": "127.0.0.1", "user": "tester"})
+    link = pq.PGconn.connect_start(conninfo.make_conninfo(**{**server.keywords, "port": "1"}, dbname="d").encode())
+    taken = {option.keyword.decode(): (option.val or b"").decode() for option in link.info}
+    link.finish()
+    assert (taken["host"], taken["hostaddr"], taken["user"], taken["password"]) == ("127.0.0.1", "", "tester", "")
+    assert (server.keywords["port"], taken["target_session_attrs"]) == ("5432", "any")
+    assert (server.password, set(server.environment) & {"PGHOST", "PGPORT", "PGUSER"}) == (None, set())
+
+
+def test_what_a_drills_url_says_wins_over_defaults() -> None:
+    loaded = load(BACKUPD_DRILL__URL="host=h user=u", BACKUPD_DRILL__PASSWORD="own", PGSSLMODE="disable")
+    server = loaded.drill_server({"host": "h", "user": "u", "port": "6000", "sslmode": "verify-full"})
+    assert (server.keywords["port"], server.keywords["sslmode"], server.password) == ("6000", "verify-full", "own")
+    assert "own" in settings.secrets(loaded)
+
+
 # The README's table
 
 
