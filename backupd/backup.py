@@ -10,18 +10,18 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from backupd import __version__, archive, contract, decode, dump, facts, log, postgres, scratch, threads, toc
+from backupd import __version__, anomaly, archive, contract, decode, dump, facts, log, postgres, scratch, threads, toc
 from backupd.catalog import Catalog, archive_key, new_id
-from backupd.errors import DatabaseError, VerificationFailed
-from backupd.manifest import FORMAT, Backup, Contract, Filter, Manifest, Source, Totals
+from backupd.errors import BackupdError, DatabaseError, VerificationFailed
+from backupd.manifest import FORMAT, Backup, Contract, Filter, Manifest, Source, Table, Totals
 from backupd.progress import Progress
-from backupd.selector import Label, Name
+from backupd.selector import Label, Name, name_of
 
 _log = log.get_logger()
 
@@ -93,7 +93,11 @@ def take(
             _log.warning("backup.retried", database=job.database, reason="max_locks_per_transaction", jobs=1)
             single = replace(run, job=replace(job, options=replace(job.options, jobs=1)))
             manifest = _attempts(single, catalog, folder, clock)
-        return catalog.commit(manifest)
+        taken = catalog.commit(manifest)
+    if taken.suspect is not None:
+        action = f"look at the database; `backupd confirm {taken.id}` if it is as it should be"
+        _log.warning("backup.suspect", backup=str(name_of(taken)), why=taken.suspect, action=action)
+    return taken
 
 
 def _sweep(catalog: Catalog, job: Job, now: datetime) -> None:
@@ -205,7 +209,32 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
         contract.require_lists(promised, objects.values())
         written = writer.finish(promised)
         run.lock.check()
-    return _manifest(run, stream, promised, written, clock())
+    manifest = _manifest(run, stream, promised, written, clock())
+    return replace(manifest, suspect=_suspicion(catalog, manifest, promised))
+
+
+def _suspicion(catalog: Catalog, manifest: Manifest, promised: Contract) -> str | None:
+    """Why this backup looks wrong beside its predecessors; what cannot be read of them is passed over, and said."""
+    try:
+        backups = catalog.backups(manifest.source.server, manifest.source.database).backups
+    except BackupdError as exc:
+        _log.warning("anomaly.unknown", message=exc.message, action="this backup was compared with no earlier one")
+        return None
+    earlier = anomaly.predecessors(manifest, backups)
+    reasons = [
+        *anomaly.in_all(manifest.totals, [each.manifest.totals for each in earlier]),
+        *anomaly.of_tables(promised.tables, _tables(catalog, earlier)),
+    ]
+    return "; ".join(reasons) or None
+
+
+def _tables(catalog: Catalog, backups: Sequence[Backup]) -> Iterator[Sequence[Table]]:
+    """The tables of each backup, read when they are asked for."""
+    for backup in backups:
+        try:
+            yield archive.read_index(catalog.store, archive_key(name_of(backup)), backup.manifest).contract.tables
+        except BackupdError as exc:
+            _log.warning("anomaly.unknown", backup=backup.id, message=exc.message, action="backupd verify it")
 
 
 def _add(writer: archive.Writer, path: Path, progress: Progress, watch: Callable[[], None]) -> decode.Decoded:

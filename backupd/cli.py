@@ -563,6 +563,19 @@ def _note_pin(text: str, *, pinned: bool) -> None:
 
 
 @app.command()
+def confirm(backup: BackupName) -> None:
+    """Say that a backup is right although it looked wrong beside earlier ones: retention goes on from it."""
+    found = _installation().catalog()
+    chosen = found.find(backup)
+    why = chosen.manifest.suspect
+    if why is None:
+        hint = "What verify or drill found wrong, only a better verify or drill takes back." if chosen.suspect else None
+        raise UsageError(f"backup {chosen.id} did not look wrong when it was taken", hint=hint)
+    found.note(chosen, "confirmed", True, {"why": why}, _now())
+    print(f"confirmed {name_of(chosen)}: {render.printable(why)}")
+
+
+@app.command()
 def adopt(
     database: Annotated[str, typer.Argument(metavar="SERVER/DATABASE", help="The label that has a new identity.")],
     yes: Yes = False,

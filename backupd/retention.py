@@ -140,7 +140,8 @@ def _mixed(scope: Scope, scopes: Mapping[Scope, list[Backup]]) -> Iterator[str]:
 
 def _doubtful(newest: Backup, policy: Policy, now: datetime) -> Iterator[str]:
     manifest = newest.manifest
-    if newest.suspect is not None:
+    looked_at = newest.pinned and newest.suspect == manifest.suspect  # not where verify or a drill found it bad
+    if newest.suspect is not None and not looked_at:
         yield f"the newest backup {newest.id} is suspect: {newest.suspect}"
     if manifest.started_at > now:
         yield f"the newest backup {newest.id} lies in the future: a clock is wrong"

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "pure",
         frozenset(
             {
+                "anomaly",
                 "connection",
                 "contract",
                 "copytext",
@@ -57,6 +58,7 @@ EXCEPTIONS = {
     ("render", "restore"),  # for its type only
     ("store", "store.local"),  # open_store imports them where they are opened
     ("store", "store.s3"),
+    ("anomaly", "manifest"),
     ("contract", "toc"),
     ("contract", "decode"),
     ("contract", "manifest"),

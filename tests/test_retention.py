@@ -120,6 +120,15 @@ def test_a_failed_verify_of_the_newest_freezes_its_scope_and_a_later_good_one_fr
     assert freed.frozen == ()
 
 
+def test_a_pin_ends_the_freeze_of_what_looked_wrong_but_not_of_what_is_bad() -> None:
+    older = [made_backup(made_manifest(NOW - timedelta(days=days))) for days in (3, 2)]
+    wrong = made_backup(made_manifest(NOW - timedelta(days=1), suspect="rows fell by half"), "pinned")
+    failed = replace(wrong, notes=(*wrong.notes, made_note("drilled", NOW, ok=False)))
+
+    assert plan([*older, wrong], Policy(last=1, floor=1), NOW).removed == (older[0],)
+    assert plan([*older, failed], Policy(last=1, floor=1), NOW).removed == ()
+
+
 def test_a_confirmed_backup_is_a_good_one() -> None:
     suspects = [made_manifest(NOW - timedelta(days=days), suspect="rows fell by half") for days in (3, 2, 1)]
 
@@ -324,7 +333,8 @@ def test_nothing_is_removed_where_the_newest_is_doubtful(backups: list[Backup], 
         newest = members[0]
         limit = policy.expect_within
         late = limit is not None and NOW - newest.manifest.finished_at > limit
-        if newest.suspect is not None or newest.manifest.started_at > NOW or late:
+        looked_at = newest.pinned and newest.suspect == newest.manifest.suspect
+        if (newest.suspect and not looked_at) or newest.manifest.started_at > NOW or late:
             assert not any(backup in removed for backup in members)
 
 
