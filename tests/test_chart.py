@@ -362,7 +362,7 @@ CASES: Mapping[str, Case] = {
     "restore.podDeadlineSeconds": Case(600, "restore.pod.activeDeadlineSeconds", 600),
     "drill.enabled": Case(True, "drill.spec.suspend", False, DRILL),
     "drill.schedule": Case("0 6 * * 0", "drill.spec.schedule", "0 6 * * 0", DRILL),
-    "drill.backup": Case("app@latest", "drill.env.BACKUPD_RESTORE_BACKUP", "app@latest", DRILL),
+    "drill.backup": Case("app@latest", "drill.env.BACKUPD_DRILL_BACKUP", "app@latest", DRILL),
     "drill.image": Case("postgis:17", "drill.pod.initContainers.postgres.image", "postgis:17", DRILL),
     "drill.runAsUser": Case(70, "drill.pod.initContainers.postgres.securityContext.runAsUser", 70, DRILL),
     "drill.size": Case("9Gi", "drill.pod.volumes.pg.emptyDir", {"sizeLimit": "9Gi"}, DRILL),
@@ -929,7 +929,7 @@ def test_only_who_restores_has_the_target_and_its_password() -> None:
 
     assert having == {"restore", "toolbox", "doctor"}
     assert look(objects, "backup.pod.volumes.target") is None
-    assert env(objects, "drill")["BACKUPD_TARGET__HOST"] == "127.0.0.1"
+    assert not [name for name in env(objects, "drill") if name.startswith("BACKUPD_TARGET")]
 
 
 def test_the_authority_is_for_the_target_where_that_asks_it() -> None:
@@ -939,13 +939,32 @@ def test_the_authority_is_for_the_target_where_that_asks_it() -> None:
     assert "BACKUPD_TARGET__SSLROOTCERT" not in env(render({**TLS, **TARGET}), "restore")
 
 
-def test_a_drill_has_no_secret_of_the_source_and_reads_the_store_only() -> None:
+def test_a_drill_has_no_secret_of_the_source_and_writes_its_note_to_the_store() -> None:
     objects = render({**DRILL, **SECRET, **TLS, **TARGET})
+    named = {name for name in env(objects, "drill") if name.startswith(("BACKUPD_SOURCE", "PG"))}
 
-    assert not [name for name in env(objects, "drill") if name.startswith(("BACKUPD_SOURCE", "PG"))]
+    assert named == {"BACKUPD_SOURCE__SERVER"}  # whose backups are meant
     assert not [volume for volume in pod(objects, "drill")["volumes"] if "secret" in volume]
-    assert look(objects, "drill.container.volumeMounts.store.readOnly") is True
-    assert look(objects, "restore.container.volumeMounts.store.readOnly") is None
+    assert look(objects, "drill.container.volumeMounts.store.readOnly") is None
+
+
+def test_a_drill_restores_into_the_sidecar_and_nowhere_else() -> None:
+    objects = render(DRILL)
+
+    assert container(objects, "drill")["args"] == ["drill"]
+    assert env(objects, "drill")["BACKUPD_DRILL__URL"] == "postgresql://postgres@127.0.0.1/postgres?sslmode=disable"
+
+
+def test_drills_take_turns_where_no_backup_is_named() -> None:
+    by_turns, one = env(render(DRILL), "drill"), env(render({**DRILL, "drill.backup": "app@latest"}), "drill")
+
+    assert by_turns["BACKUPD_DRILL_NEWEST_UNDRILLED"] == "true"
+    assert "BACKUPD_DRILL_BACKUP" not in by_turns
+    assert "BACKUPD_DRILL_NEWEST_UNDRILLED" not in one
+
+
+def test_drills_of_many_servers_are_of_any_of_them() -> None:
+    assert "BACKUPD_SOURCE__SERVER" not in env(render({**SERVICES, **DRILL}), "drill")
 
 
 def test_a_drills_server_is_a_sidecar_that_nobody_else_reaches() -> None:

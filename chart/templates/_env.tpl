@@ -39,18 +39,21 @@ backupd an empty variable is a mistake. What extraEnv names is left to it: Helm 
   value: {{ (first .).name | quote }}
 {{- end }}
 {{- else if eq .component "drill" }}
-- name: BACKUPD_TARGET__HOST
-  value: 127.0.0.1
-- name: BACKUPD_TARGET__USER
-  value: postgres
-- name: BACKUPD_TARGET__PASSWORD
+{{- if not .root.Values.source.services }}
+- name: BACKUPD_SOURCE__SERVER
+  value: {{ default .root.Release.Name .root.Values.source.server | quote }}
+{{- end }}
+- name: BACKUPD_DRILL__URL
+  value: postgresql://postgres@127.0.0.1/postgres?sslmode=disable
+- name: BACKUPD_DRILL__PASSWORD
   value: drill
-- name: BACKUPD_TARGET__SSLMODE
-  value: disable
-- name: BACKUPD_RESTORE_BACKUP
+{{- if .root.Values.drill.backup }}
+- name: BACKUPD_DRILL_BACKUP
   value: {{ .root.Values.drill.backup | quote }}
-- name: BACKUPD_RESTORE_AS
-  value: drill
+{{- else }}
+- name: BACKUPD_DRILL_NEWEST_UNDRILLED
+  value: "true"
+{{- end }}
 {{- end }}
 {{- end }}
 

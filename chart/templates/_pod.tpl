@@ -44,10 +44,8 @@ containers:
   - name: backupd
     image: {{ include "backupd.image" .root }}
     imagePullPolicy: {{ $values.image.pullPolicy }}
-    {{- if eq .component "backup" "doctor" }}
+    {{- if eq .component "backup" "drill" "doctor" }}
     args: [{{ .component }}]
-    {{- else if eq .component "drill" }}
-    args: [restore]
     {{- else if eq .component "toolbox" }}
     command: [sleep, infinity]
     {{- end }}
@@ -124,9 +122,6 @@ volumeMounts:
 {{- if $values.store.pvc.enabled }}
 - name: store
   mountPath: /backups
-  {{- if eq .component "drill" }}
-  readOnly: true
-  {{- end }}
 {{- end }}
 {{- range include "backupd.files" . | fromYamlArray }}
 - name: {{ .name }}
