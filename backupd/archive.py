@@ -158,22 +158,43 @@ def verify(store: Store, key: str, manifest: Manifest, index: Index, feed: Calla
 
     Raises VerificationFailed at the first member, or at the end, whose sha256 is wrong, or where the size is.
     """
+    for member, chunk in _proven(store, key, manifest, index):
+        if member is not None:
+            feed(member, chunk)
+
+
+def copy(store: Store, key: str, manifest: Manifest, index: Index, write: Callable[[bytes], object]) -> None:
+    """Reads the whole archive once, in order, and gives every byte of it to `write`.
+
+    Raises as `verify`; what was written until then is no archive.
+    """
+    for _, chunk in _proven(store, key, manifest, index):
+        write(chunk)
+
+
+def _proven(store: Store, key: str, manifest: Manifest, index: Index) -> Iterator[tuple[Member | None, bytes]]:
+    """Every byte in order, with the member that it is of; after a member's last byte an empty chunk, once it is proven.
+
+    The end comes only when the archive as a whole is proven.
+    """
     whole = hashlib.sha256()
     with store.open(key) as stream:
         position = 0
         for member in sorted(index.members, key=lambda member: member.offset):
             for chunk in _chunks(key, stream, member.offset - position):
                 whole.update(chunk)
+                yield None, chunk
             own = hashlib.sha256()
             for chunk in _chunks(key, stream, member.size_bytes):
                 whole.update(chunk)
                 own.update(chunk)
-                feed(member, chunk)
+                yield member, chunk
             _check_hash(key, member, own.hexdigest())
-            feed(member, b"")
+            yield member, b""
             position = member.offset + member.size_bytes
         for chunk in _chunks(key, stream, manifest.archive_bytes - position):
             whole.update(chunk)
+            yield None, chunk
         if stream.read(1):
             detail = f"It goes on after the {manifest.archive_bytes} bytes that its manifest names."
             raise VerificationFailed(f"archive {key} is damaged", detail=detail, hint=OTHER_HINT)

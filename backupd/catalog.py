@@ -8,6 +8,7 @@ There is no index of backups in the store: it would be a second truth to keep ri
 of keys and small reads in parallel show a thousand backups in a second from a directory, in a few from S3.
 """
 
+import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -157,6 +158,13 @@ class Catalog:
             _log.warning("backup.broken", key=broken.key, message=broken.error.message, action="backupd list")
         return pick(listing.backups, text)
 
+    def look_up(self, name: Name) -> Backup | None:
+        """The backup of exactly that name, None where there is none. Raises what is wrong where it cannot be read."""
+        listing = self._read([files for files in self._scan(f"{name.label}/{name.id}.") if files.manifest is not None])
+        if listing.broken and not listing.backups:
+            raise listing.broken[0].error
+        return next(iter(listing.backups), None)
+
     def database(self, text: str) -> Listing:
         """What the store holds of one database, as people write it (`app`, `prod/app`). Raises UsageError."""
         label = find_label((files.name.label for files in self._scan("")), text)
@@ -170,6 +178,26 @@ class Catalog:
         _require(load_manifest(data, key), name, self._look(archive_key(name)))
         self._write(key, data)
         return backup
+
+    def commit_copy(self, backup: Backup, first: "Catalog") -> None:
+        """Writes the notes and the manifest as they lie in the first catalog: the backup exists here too.
+
+        Byte by byte, since a later backupd may have written more into them than this one knows. Its archive must be in
+        the store already. A note that is here already stays: what is known of this copy counts here.
+        """
+        name = name_of(backup)
+        files = next(first._scan(f"{name.label}/{name.id}."), None)
+        if files is None or files.manifest is None:
+            raise NotFound(f"backup {name} was deleted meanwhile")
+        data = first._bytes(files.manifest)
+        if load_manifest(data, files.manifest.key) != backup.manifest:
+            raise VerificationFailed(f"manifest {files.manifest.key} changed while the backup was copied")
+        _require(backup.manifest, name, self._look(archive_key(name)))
+        for entry in files.remains:
+            if entry is not files.archive:
+                with contextlib.suppress(AlreadyExists):
+                    self._write(entry.key, first._bytes(entry))
+        self._write(files.manifest.key, data)
 
     def note(
         self,

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backupd import __version__, catalog, log, notation, render, retention, settings, signals, terminal
-from backupd.errors import BackupdError, Interrupted, Partial, Stale, UsageError
+from backupd.errors import BackupdError, Interrupted, Partial, Stale, StoreError, UsageError
 from backupd.installation import Installation
 from backupd.manifest import Backup, to_json
 from backupd.selection import Wanted
 from backupd.selector import name_of
 
 if TYPE_CHECKING:
+    from backupd import copy as copy_verb
     from backupd import demo as demo_verb
     from backupd import doctor as doctor_verb
     from backupd import dump
@@ -168,9 +169,13 @@ def backup(
     taken = [outcome for _, outcome in outcomes if isinstance(outcome, Backup)]
     for each in taken:
         _print_taken(each, json_)
-        _prune_after(found, each)
+        _prune_after(found, each, settings_.retention.policy())
     failures = [(name, outcome) for name, outcome in outcomes if isinstance(outcome, BackupdError)]
-    _raise_failures(failures, len(outcomes), "databases have no new backup")
+    uncopied = _copy_after(found, taken)
+    what = (
+        "have no new backup" if not uncopied else "have no new copy" if not failures else "have no new backup or copy"
+    )
+    _raise_failures([*failures, *uncopied], len(outcomes), f"databases {what}")
 
 
 def _outcome(database: str, take: Callable[[], Backup]) -> tuple[str, Backup | BackupdError]:
@@ -205,8 +210,34 @@ def _print_taken(taken: Backup, as_json: bool) -> None:
     )
 
 
-def _prune_after(found: catalog.Catalog, taken: Backup) -> None:
-    policy = _installation().settings.retention.policy()
+def _copy_after(found: catalog.Catalog, taken: Sequence[Backup]) -> list[tuple[str, BackupdError]]:
+    """Copies what was taken to the second store, if one is set; the failures are the store's, for the backups stand."""
+    here = _installation()
+    if (second := here.second_catalog()) is None or not taken:
+        return []
+    from backupd import copy as verb
+
+    failures: list[tuple[str, BackupdError]] = []
+    with terminal.shown() as progress:
+        for each in taken:
+            try:
+                _log_copied(second, verb.copy(found, each, second, _now(), progress))
+                _prune_after(second, each, here.settings.copy_retention.policy())
+            except BackupdError as exc:
+                reason = f"{exc.message}: {exc.detail}" if exc.detail else f"{exc.message}."
+                message = f"backup {name_of(each)} was taken, but not copied to {second.store.url}"
+                hint = " ".join(filter(None, (exc.hint, f"Run `backupd copy {name_of(each)}` to copy it.")))
+                _log.error("copy.failed", backup=str(name_of(each)), reason=exc.reason, message=exc.message, hint=hint)
+                failures.append((each.source.database, StoreError(message, detail=reason, hint=hint)))
+    return failures
+
+
+def _log_copied(second: catalog.Catalog, copied: "copy_verb.Copied") -> None:
+    event = "backup.copied" if copied.new else "backup.copied_before"
+    _log.info(event, backup=str(name_of(copied.backup)), store=second.store.url)
+
+
+def _prune_after(found: catalog.Catalog, taken: Backup, policy: retention.Policy | None) -> None:
     if policy is None:
         return
     listing = found.backups(taken.source.server, taken.source.database)
@@ -502,10 +533,37 @@ def _doctor_subject(here: Installation) -> "doctor_verb.Subject":
         store_url=loaded.store.url,
         s3_options=loaded.s3_options(),
         policy=loaded.retention.policy(),
+        second=(loaded.copy.url, loaded.copy_s3_options()) if loaded.copy.url else None,
     )
 
 
 # --- keeping and removing
+
+
+@app.command()
+def copy(
+    backup: BackupName,
+    store_url: Annotated[
+        str | None, typer.Argument(metavar="STORE_URL", help="The second store, else BACKUPD_COPY__URL.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Copy a backup to a second store, every hash checked on the way; one that is there already is fine."""
+    from backupd import copy as verb
+
+    here = _installation()
+    second = here.second_catalog(store_url)
+    if second is None:
+        raise UsageError("no second store is named", hint="Give its URL, or set BACKUPD_COPY__URL.")
+    found = here.catalog()
+    chosen = _find(found, backup)
+    with terminal.shown() as progress:
+        copied = verb.copy(found, chosen, second, _now(), progress)
+    if json_:
+        _print_json({"store": second.store.url, "new": copied.new, **_backup_json(copied.backup)})
+        return
+    said = "is now" if copied.new else "is already"
+    print(f"{name_of(chosen)}: {said} in {second.store.url}, {render.size(chosen.manifest.archive_bytes)}")
 
 
 @app.command()

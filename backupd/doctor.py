@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,8 @@ class Subject:
     store_url: str | None
     s3_options: S3Options
     policy: Policy | None
+    second: tuple[str, S3Options] | None = None
+    """URL and options of the store that copies go to."""
 
 
 def examine(subject: Subject, clock: Callable[[], datetime]) -> list[Finding]:
@@ -70,7 +72,14 @@ def examine(subject: Subject, clock: Callable[[], datetime]) -> list[Finding]:
         findings.append(Finding("store", "warn", "no store is set, so none was tried", "Set BACKUPD_STORE__URL."))
     else:
         findings += probe.examine(subject.store_url, subject.s3_options, clock)
+    if subject.second is not None:
+        findings += map(_of_second, probe.examine(*subject.second, clock))
     return findings
+
+
+def _of_second(finding: Finding) -> Finding:
+    hint = finding.hint and finding.hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
+    return replace(finding, name=f"second {finding.name}", hint=hint)
 
 
 # --- this machine

@@ -40,6 +40,17 @@ class Installation:
         """The backups in the store. Raises UsageError where none is set."""
         return Catalog(open_store(self.settings.store_url(), self.settings.s3_options()))
 
+    def second_catalog(self, url: str | None = None) -> Catalog | None:
+        """The backups in the second store, at that URL or the setting's; None where neither is given."""
+        chosen = url or self.settings.copy.url
+        if chosen is None:
+            return None
+        try:
+            return Catalog(open_store(chosen, self.settings.copy_s3_options()))
+        except BackupdError as exc:
+            exc.hint = exc.hint and exc.hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
+            raise
+
     @contextlib.contextmanager
     def source(self, purpose: str) -> "Iterator[postgres.Access]":
         """The source's server, reached by the first of its databases that lets us in."""

@@ -134,6 +134,9 @@ class S3Settings(BaseModel, frozen=True):
         default=None, description="the service, where it is not AWS"
     )
     region: str | None = Field(default=None, description="the region, instead of `AWS_REGION`")
+    profile: str | None = Field(
+        default=None, description="a profile in AWS's own files, whose credentials win over those in the environment"
+    )
     addressing: Literal["auto", "path", "virtual"] = Field(
         default="auto", description="where the bucket's name goes in URLs"
     )
@@ -178,6 +181,20 @@ class RetentionSettings(BaseModel, frozen=True):
             return None
         counts = {name.removeprefix("keep_"): rule for name, rule in rules.items()}
         return Policy(**counts, floor=self.floor, timezone=self.timezone, expect_within=self.expect_within)
+
+
+class CopySettings(BaseModel, frozen=True):
+    """A second store, to which each new backup is copied."""
+
+    url: Annotated[str, AfterValidator(check_store_url)] | None = Field(
+        default=None,
+        description="`file:///absolute/folder` or `s3://bucket/prefix`; also `copy`'s, where none is named",
+    )
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the second store is a directory."""
+        return self.url is not None and self.url.startswith("file:")
 
 
 class DumpSettings(BaseModel, frozen=True):
@@ -229,6 +246,9 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "STORE": StoreSettings,
     "STORE__S3": S3Settings,
     "RETENTION": RetentionSettings,
+    "COPY": CopySettings,
+    "COPY__S3": S3Settings,
+    "COPY__RETENTION": RetentionSettings,
     "DUMP": DumpSettings,
     "SCRATCH": ScratchSettings,
     "LOG": LogSettings,

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -26,6 +26,7 @@ from backupd.sections import (
     PREFIX,
     RUN_VARIABLES,
     SECTIONS,
+    CopySettings,
     DrillSettings,
     DumpSettings,
     LogSettings,
@@ -55,6 +56,9 @@ class Settings:
     store: StoreSettings
     s3: S3Settings
     retention: RetentionSettings
+    copy: CopySettings
+    copy_s3: S3Settings
+    copy_retention: RetentionSettings
     dump: DumpSettings
     scratch: ScratchSettings
     log: LogSettings
@@ -113,6 +117,10 @@ class Settings:
     def s3_options(self) -> S3Options:
         """How an S3 store is spoken to."""
         return S3Options(**self.s3.model_dump())
+
+    def copy_s3_options(self) -> S3Options:
+        """How a second store in S3 is spoken to."""
+        return S3Options(**self.copy_s3.model_dump())
 
     def source_server(self) -> Server:
         """How the source's server is reached: libpq's own variables, and what is set here wins."""
@@ -179,8 +187,8 @@ def load(environment: Mapping[str, str]) -> Settings:
     with _noted(problems):
         passfile = _file_text("PGPASSFILE", environment["PGPASSFILE"]) if environment.get("PGPASSFILE") else None
     _refuse(problems)
-    fields: dict[str, Any] = {section.removeprefix("STORE__").lower(): value for section, value in sections.items()}
-    settings = Settings(**fields, environment=dict(environment), passfile=passfile)
+    fields = {section.removeprefix("STORE__").replace("__", "_").lower(): value for section, value in sections.items()}
+    settings = Settings(**cast(dict[str, Any], fields), environment=dict(environment), passfile=passfile)
     _refuse(list(_contradictions(settings)))
     return settings
 
@@ -262,7 +270,7 @@ def _reason(error: ErrorDetails) -> str:
 
 def _contradictions(settings: Settings) -> Iterator[UsageError]:
     """What is wrong with settings that are each right."""
-    source, target, s3 = settings.source, settings.target, settings.s3
+    source, target = settings.source, settings.target
     libpq_password = settings.environment.get("PGPASSWORD", "")
     if source.password and libpq_password not in ("", _plain(source.password)):
         yield UsageError("BACKUPD_SOURCE__PASSWORD and PGPASSWORD differ", hint="Unset one of them.")
@@ -271,11 +279,9 @@ def _contradictions(settings: Settings) -> Iterator[UsageError]:
     if target.host and not target.user:
         hint = "Set it to a role that may create databases there; the source's role is not taken for another server."
         yield UsageError("BACKUPD_TARGET__HOST is set, but BACKUPD_TARGET__USER is not", hint=hint)
-    for name in sorted(s3.model_fields_set) if settings.store.is_folder else ():
-        hint = "Unset the one that is not meant."
-        yield UsageError(f"{PREFIX}STORE__S3__{name.upper()} is set, but BACKUPD_STORE__URL is a folder", hint=hint)
-    if s3.kms_key_id and not (s3.sse or "").startswith("aws:kms"):
-        yield UsageError("BACKUPD_STORE__S3__KMS_KEY_ID is set, but BACKUPD_STORE__S3__SSE is not aws:kms")
+    yield from _s3_contradictions(f"{PREFIX}STORE", settings.store, settings.s3)
+    yield from _s3_contradictions(f"{PREFIX}COPY", settings.copy, settings.copy_s3)
+    yield from _copy_contradictions(settings)
     if source.services and (source.host or source.server):
         other = "BACKUPD_SOURCE__SERVER" if source.server else "BACKUPD_SOURCE__HOST"
         hint = "Each service is filed under its own name, and has its own host."
@@ -288,6 +294,28 @@ def _contradictions(settings: Settings) -> Iterator[UsageError]:
         settings.retention.policy()
     except UsageError as exc:
         yield exc
+
+
+def _s3_contradictions(prefix: str, store: StoreSettings | CopySettings, s3: S3Settings) -> Iterator[UsageError]:
+    for name in sorted(s3.model_fields_set) if store.is_folder else ():
+        hint = "Unset the one that is not meant."
+        yield UsageError(f"{prefix}__S3__{name.upper()} is set, but {prefix}__URL is a folder", hint=hint)
+    if s3.kms_key_id and not (s3.sse or "").startswith("aws:kms"):
+        yield UsageError(f"{prefix}__S3__KMS_KEY_ID is set, but {prefix}__S3__SSE is not aws:kms")
+
+
+def _copy_contradictions(settings: Settings) -> Iterator[UsageError]:
+    if settings.copy.url is not None and settings.copy.url.rstrip("/") == (settings.store.url or "").rstrip("/"):
+        hint = "A second store is another disk, or another bucket."
+        yield UsageError("BACKUPD_COPY__URL and BACKUPD_STORE__URL are the same store", hint=hint)
+    for name in sorted(settings.copy_retention.model_fields_set) if settings.copy.url is None else ():
+        hint = "It is for the copies that are made after each backup."
+        yield UsageError(f"{PREFIX}COPY__RETENTION__{name.upper()} is set, but BACKUPD_COPY__URL is not", hint=hint)
+    try:
+        settings.copy_retention.policy()
+    except UsageError as exc:
+        names = (f"{PREFIX}RETENTION__", f"{PREFIX}COPY__RETENTION__")
+        yield UsageError(exc.message.replace(*names), hint=(exc.hint or "").replace(*names) or None)
 
 
 @contextlib.contextmanager

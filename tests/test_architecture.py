@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("shell", frozenset({"cli"})),
     ("parts of the shell", frozenset({"installation", "terminal", "render"})),
     ("settings", frozenset({"settings"})),
-    ("verbs", frozenset({"backup", "restore", "verify", "doctor", "demo", "drill"})),
+    ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill"})),
     ("memory", frozenset({"catalog"})),
     ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "target"})),
     ("edges", frozenset({"archive", "dump", "postgres", "throwaway", "store.local", "store.s3"})),

@@ -606,6 +606,8 @@ ELSEWHERE = {
     "DRILL": {"url", "password"},  # the sidecar
     "DUMP": {"clients"},  # the image's own
     "SCRATCH": {"directory", "limit"},  # a volume, and its size
+    "STORE__S3": {"profile"},  # by extraEnv, like all of a second store: its credentials are a file
+    **{name: set(SECTIONS[name].model_fields) for name in SECTIONS if name.startswith("COPY")},
 }
 PLACES = {
     "SOURCE": "source",

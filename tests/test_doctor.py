@@ -251,6 +251,18 @@ def test_a_pooler_in_between_is_found(case: Case, wire: Callable[..., Wire]) -> 
     assert "direct port" in (found["connection"].hint or "")
 
 
+def test_the_second_store_is_tried_too_and_its_hints_name_its_own_settings(case: Case, tmp_path: Path) -> None:
+    found = case.examine(source=None, second=((tmp_path / "second").as_uri(), S3Options()))
+
+    assert found["store put"].status == "ok"
+    assert failed(found) == {"second store list": 10}
+    assert "BACKUPD_COPY__URL" in (found["second store list"].hint or "")
+    (tmp_path / "second").mkdir()
+    found = case.examine(source=None, second=((tmp_path / "second").as_uri(), S3Options()))
+    assert found["second store delete"].status == "ok"
+    assert failed(found) == {}
+
+
 def test_a_missing_database_is_named_and_the_others_are_tried(case: Case) -> None:
     found = case.examine(databases=lambda access: ["not_there", case.database])
 

@@ -407,6 +407,20 @@ def test_a_kms_key_without_kms_is_refused() -> None:
     assert load(BACKUPD_STORE__S3__KMS_KEY_ID="alias/x", BACKUPD_STORE__S3__SSE="aws:kms").s3.kms_key_id == "alias/x"
 
 
+def test_a_second_store_is_not_the_first_and_has_settings_of_its_own() -> None:
+    url = "s3://bucket/backups"
+    assert "same store" in refused(BACKUPD_STORE__URL=url, BACKUPD_COPY__URL=f"{url}/").message
+    error = refused(BACKUPD_COPY__URL="file:///b", BACKUPD_COPY__S3__PROFILE="offsite")
+    assert error.message == "BACKUPD_COPY__S3__PROFILE is set, but BACKUPD_COPY__URL is a folder"
+    error = refused(BACKUPD_COPY__RETENTION__KEEP_DAILY="7")
+    assert error.message == "BACKUPD_COPY__RETENTION__KEEP_DAILY is set, but BACKUPD_COPY__URL is not"
+    error = refused(BACKUPD_COPY__URL="file:///b", BACKUPD_COPY__RETENTION__KEEP_LAST="0")
+    assert "BACKUPD_COPY__RETENTION__KEEP_DAILY=7" in (error.hint or "")
+    loaded = load(BACKUPD_STORE__URL="file:///a", BACKUPD_COPY__URL=url, BACKUPD_COPY__S3__PROFILE="offsite")
+    assert loaded.copy_s3_options() == S3Options(profile="offsite")
+    assert loaded.s3_options() == S3Options()
+
+
 def test_a_target_host_needs_a_user_of_its_own() -> None:
     error = refused(BACKUPD_TARGET__HOST="other", PGUSER="app")
     assert error.message == "BACKUPD_TARGET__HOST is set, but BACKUPD_TARGET__USER is not"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import FrameType
 
 import pytest
@@ -504,6 +505,21 @@ def test_boto3_without_crt(s3_credentials: None) -> None:
 
     assert not HAS_CRT
     assert os.environ["AWS_ACCESS_KEY_ID"] == ACCESS_KEY
+
+
+def test_a_profile_wins_over_credentials_in_the_environment_and_an_unknown_one_is_refused(
+    rclone_s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = f"[offsite]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+    (tmp_path / "credentials").write_text(text)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-another-store")
+    store = S3Store(rclone_s3.bucket, "", rclone_s3.options(profile="offsite"))
+
+    assert list(store.list()) == []
+    assert store.describe()["credentials"] == "from shared-credentials-file"
+    with pytest.raises(AccessRefused, match="could not open"):
+        S3Store(rclone_s3.bucket, "", rclone_s3.options(profile="unknown"))
 
 
 def test_describe_names_the_endpoint_and_the_provider_never_a_credential(moto_s3: S3Server) -> None:

@@ -90,6 +90,9 @@ class S3Options:
     region: str | None = None
     """The bucket's region; None is what the environment says."""
 
+    profile: str | None = None
+    """A profile of AWS's own files, whose credentials win over those in the environment; None is boto3's chain."""
+
     addressing: Literal["auto", "path", "virtual"] = "auto"
     """Whether the bucket is in the URL's path or in its host name; `auto` is the path for an `endpoint_url`."""
 

@@ -67,6 +67,7 @@ _NO_CREDENTIALS = (
     exceptions.NoCredentialsError,
     exceptions.PartialCredentialsError,
     exceptions.CredentialRetrievalError,
+    exceptions.ProfileNotFound,
 )
 
 
@@ -86,7 +87,7 @@ class S3Store:
     def describe(self) -> Mapping[str, str]:
         """For `doctor`: where requests go, and which of boto3's providers found credentials; never a credential."""
         with _errors(f"find credentials for {self._url}"):
-            found = boto3.Session().get_credentials()
+            found = boto3.Session(profile_name=self._options.profile).get_credentials()
         return {"endpoint": self._client.meta.endpoint_url, "credentials": f"from {found.method}" if found else "none"}
 
     @property
@@ -345,9 +346,8 @@ def _client(options: S3Options) -> "S3Client":
         tcp_keepalive=True,
     )
     try:
-        client: S3Client = boto3.Session(region_name=options.region).client(
-            "s3", endpoint_url=options.endpoint_url, config=config
-        )
+        session = boto3.Session(region_name=options.region, profile_name=options.profile)
+        client: S3Client = session.client("s3", endpoint_url=options.endpoint_url, config=config)
     except ValueError as exc:
         raise UsageError(f"S3 client cannot be made: {exc}", hint=_UNREACHABLE) from exc
     return client
