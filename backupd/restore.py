@@ -262,6 +262,9 @@ def _explained(job: Job, manifest: Manifest) -> Iterator[Callable[[str], None]]:
         yield on_line
     except RestoreFailed as exc:
         hint = exc.hint if job.create and not job.keep else "The database is closed to others; look at it."
+        if any("does not exist" in line for line in errors):
+            hint = f"{hint} A function that names others without their schema works in no restore: give it, on the"
+            hint += " source, ALTER FUNCTION ... SET search_path."
         if manifest.filter is not None:
             hint = "The backup is filtered: its tables may need schemas, types or functions that are not in it."
             hint += " `backupd fetch` gives a folder for pg_restore into a database that has them."

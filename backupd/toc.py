@@ -33,7 +33,7 @@ _VIA_ROOT = "-- load via partition root "
 _SETVAL = re.compile(r"SELECT pg_catalog\.setval\('.*', (-?[0-9]{1,19}), (true|false)\);\s*", re.DOTALL)
 _WORD = re.compile(r'"(?:[^"]|"")*"|[^\s"(),;]+|[(),;]')
 _INTRODUCTIONS = frozenset({"TO", "FROM", "ROLE", "AUTHORIZATION"})
-_NO_ROLES = frozenset({"PUBLIC", "DEFAULT", ";"})
+_NO_ROLES = frozenset({"PUBLIC", "public", "DEFAULT", ";"})  # user mappings write it small; no role is called so
 _ENCODING = re.compile(r"SET client_encoding = '(.*)';\s*")
 _CODECS = {
     "UTF8": "utf-8",

@@ -206,7 +206,9 @@ def contents(server: PostgresServer, database: str) -> dict[str, list[bytes]]:
         for table, root, columns in connection.execute(query.encode()).fetchall():
             statement = b"COPY (SELECT %b FROM %b %b) TO STDOUT" % (columns, b"" if root else b"ONLY", table)
             with connection.cursor() as cursor, cursor.copy(statement) as copy:
-                found[table.decode()] = sorted(b"".join(bytes(chunk) for chunk in copy).splitlines())
+                found[table.decode("utf-8", "backslashreplace")] = sorted(
+                    b"".join(bytes(chunk) for chunk in copy).splitlines()
+                )
     return found
 
 

@@ -1,0 +1,22 @@
+-- inheritance with reordered columns, several parents, local overrides
+CREATE TABLE animals (name text NOT NULL, legs int DEFAULT 4 CHECK (legs >= 0));
+CREATE TABLE owned (owner text, since date DEFAULT '2020-01-01');
+CREATE TABLE dogs (breed text) INHERITS (animals);
+CREATE TABLE pets (legs int DEFAULT 3, nick text) INHERITS (animals, owned);
+CREATE TABLE birds (wings int, legs int, name text NOT NULL, CHECK (legs >= 0));
+ALTER TABLE birds ADD CONSTRAINT animals_legs_check CHECK (legs >= 0);
+ALTER TABLE birds INHERIT animals;
+CREATE TABLE puppies (weeks int) INHERITS (dogs);
+ALTER TABLE animals ADD COLUMN color text DEFAULT 'grey';
+ALTER TABLE dogs ALTER color SET DEFAULT 'brown';
+ALTER TABLE animals ADD CONSTRAINT parent_only CHECK (name <> '') NO INHERIT;
+CREATE TABLE cats (paws int, name text NOT NULL) ;
+ALTER TABLE cats ADD COLUMN legs int, ADD COLUMN color text;
+ALTER TABLE cats ADD CONSTRAINT animals_legs_check CHECK (legs >= 0);
+ALTER TABLE cats INHERIT animals;
+INSERT INTO animals SELECT 'a' || n, n % 5, CASE n % 3 WHEN 0 THEN NULL ELSE 'red' END FROM generate_series(1, 20) n;
+INSERT INTO dogs (name, breed) VALUES ('rex', 'mutt'), ('tab	s', E'new\nline');
+INSERT INTO pets (name, owner, nick) VALUES ('p', 'me', NULL);
+INSERT INTO birds (wings, legs, name) VALUES (2, 2, 'owl'), (NULL, 0, 'kiwi');
+INSERT INTO puppies (name, weeks) VALUES ('tiny', 3);
+INSERT INTO cats (paws, name) VALUES (4, 'tom');

@@ -1,0 +1,35 @@
+-- list, range, hash, default, sub-partitions, reordered leaves, detached and attached ones, indexes and triggers on roots
+CREATE TYPE region AS ENUM ('north', 'south', 'east');
+CREATE TABLE sales (id int, region region NOT NULL, sold date NOT NULL, amount numeric) PARTITION BY LIST (region);
+CREATE TABLE sales_north PARTITION OF sales FOR VALUES IN ('north') PARTITION BY RANGE (sold);
+CREATE TABLE sales_north_2025 PARTITION OF sales_north FOR VALUES FROM ('2025-01-01') TO ('2026-01-01');
+CREATE TABLE sales_north_later PARTITION OF sales_north FOR VALUES FROM ('2026-01-01') TO (MAXVALUE);
+CREATE TABLE sales_north_else PARTITION OF sales_north DEFAULT;
+CREATE TABLE reordered (amount numeric, gone int, sold date NOT NULL, region region NOT NULL, id int);
+ALTER TABLE reordered DROP COLUMN gone;
+ALTER TABLE sales ATTACH PARTITION reordered FOR VALUES IN ('south');
+CREATE TABLE sales_rest PARTITION OF sales DEFAULT PARTITION BY HASH (id);
+CREATE TABLE sales_rest_0 PARTITION OF sales_rest FOR VALUES WITH (MODULUS 3, REMAINDER 0);
+CREATE TABLE sales_rest_1 PARTITION OF sales_rest FOR VALUES WITH (MODULUS 3, REMAINDER 1);
+CREATE TABLE sales_rest_2 PARTITION OF sales_rest FOR VALUES WITH (MODULUS 3, REMAINDER 2);
+INSERT INTO sales SELECT n, (enum_range(NULL::region))[1 + n % 3], date '2024-06-01' + n * 9, n / 3.0
+    FROM generate_series(1, 200) n;
+CREATE INDEX ON sales (sold);
+CREATE UNIQUE INDEX ON sales (region, sold, id) WHERE amount > 0;
+CREATE INDEX on_root_only ON ONLY sales (amount);
+CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER keeps AFTER INSERT ON sales FOR EACH ROW EXECUTE FUNCTION keep();
+CREATE TABLE customers (id int PRIMARY KEY);
+CREATE TABLE visits (customer int REFERENCES customers, visited timestamptz) PARTITION BY RANGE (customer, visited);
+CREATE TABLE visits_low PARTITION OF visits FOR VALUES FROM (MINVALUE, MINVALUE) TO (5, '2026-01-01');
+CREATE TABLE visits_high PARTITION OF visits FOR VALUES FROM (5, '2026-01-01') TO (MAXVALUE, MAXVALUE);
+INSERT INTO customers SELECT generate_series(1, 10);
+INSERT INTO visits SELECT n, '2026-01-01 00:00+00'::timestamptz + n * interval '1 day' FROM generate_series(1, 10) n;
+CREATE TABLE by_enum (kind region, payload text) PARTITION BY HASH (kind);
+CREATE TABLE by_enum_0 PARTITION OF by_enum FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE by_enum_1 PARTITION OF by_enum FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+INSERT INTO by_enum SELECT (enum_range(NULL::region))[1 + n % 3], md5(n::text) FROM generate_series(1, 90) n;
+CREATE TABLE by_expression (t text) PARTITION BY LIST (lower(t));
+CREATE TABLE by_expression_a PARTITION OF by_expression FOR VALUES IN ('a', NULL);
+INSERT INTO by_expression VALUES ('A'), ('a'), (NULL);
+CREATE TABLE no_partitions (n int) PARTITION BY RANGE (n);
