@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from backupd import decode, scratch, threads
+from backupd import decode, scratch, threads, toc
 from backupd.errors import VerificationFailed
 from backupd.manifest import FORMAT, Contract, DatabaseProperties, Index, Manifest, Member, load_index, to_json
 from backupd.store import Store
@@ -203,14 +203,13 @@ def _proven(store: Store, key: str, manifest: Manifest, index: Index) -> Iterato
         raise VerificationFailed(f"archive {key} is damaged", detail=detail, hint=OTHER_HINT)
 
 
-def read_member(store: Store, key: str, member: Member) -> bytes:
-    """A small member's bytes. Raises VerificationFailed where they are not those that were written, or too many."""
-    if member.size_bytes > MEMORY_LIMIT_BYTES:
-        raise VerificationFailed(f"member {member.name} of {key} is larger than {MEMORY_LIMIT_BYTES} bytes")
-    with store.open(key, member.offset, member.size_bytes) as stream:
-        data = b"".join(_chunks(key, stream, member.size_bytes))
-    _check_hash(key, member, hashlib.sha256(data).hexdigest())
-    return data
+def read_toc(store: Store, key: str, index: Index) -> bytes:
+    """The dump's toc.dat, by one range. Raises VerificationFailed where it is not the one that was written."""
+    member = next((member for member in index.members if member.name == toc.NAME), None)
+    if member is None or member.size_bytes > MEMORY_LIMIT_BYTES:
+        lacking = "It has no toc.dat." if member is None else f"Its toc.dat is larger than {MEMORY_LIMIT_BYTES} bytes."
+        raise VerificationFailed(f"index of {key} is damaged", detail=lacking, hint=OTHER_HINT)
+    return b"".join(read(store, key, member))
 
 
 def write_file(path: Path, data: bytes) -> None:

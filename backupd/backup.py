@@ -161,8 +161,8 @@ class _Watch:
 
 def _first(files: Iterator[Path]) -> Path:
     path = next(files)
-    if path.name != dump.TOC_NAME:
-        raise VerificationFailed(f"pg_dump wrote {path.name} before {dump.TOC_NAME}")
+    if path.name != toc.NAME:
+        raise VerificationFailed(f"pg_dump wrote {path.name} before {toc.NAME}")
     return path
 
 
@@ -204,7 +204,7 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
             else:
                 raise VerificationFailed(f"pg_dump wrote {path.name!r}, which is no member of a dump")
             path.unlink()
-        writer.add(dump.TOC_NAME, stream.toc_bytes)
+        writer.add(toc.NAME, stream.toc_bytes)
         promised = contract.build(stream.toc, stream.facts, decoded, _exemptions(run))
         contract.require_lists(promised, objects.values())
         written = writer.finish(promised)

@@ -16,7 +16,7 @@ import xxhash
 
 from backupd import archive, copytext, decode, facts, target, toc
 from backupd.errors import AccessRefused, BackupdError, DatabaseError, VerificationFailed
-from backupd.manifest import Index, LargeObject, Member, Table
+from backupd.manifest import Index, LargeObject, Table
 from backupd.postgres import Access, Session, connect
 from backupd.progress import Progress
 from backupd.store import Store
@@ -106,7 +106,7 @@ def compare(access: Access, database: str, dump: Dump, jobs: int, progress: Prog
 
     Raises VerificationFailed where the dump itself is damaged, DatabaseError where the server is lost.
     """
-    encoding = toc.encoding(toc.read_toc(b"".join(archive.read(dump.store, dump.key, _toc_of(dump.index)))))
+    encoding = toc.encoding(toc.read_toc(archive.read_toc(dump.store, dump.key, dump.index)))
     with connect(access, database) as session:
         groups = _groups(session, dump.index.contract.tables)
         there = {int(row[0]) for row in session.rows("SELECT oid::int8 FROM pg_largeobject_metadata")}
@@ -126,13 +126,6 @@ def compare(access: Access, database: str, dump: Dump, jobs: int, progress: Prog
     subjects: list[_Group | LargeObject] = [*groups, *objects]
     found = target.in_parallel(access, database, jobs, subjects, look)
     return Content(tuple(found[: len(groups)]), tuple(found[len(groups) :]))
-
-
-def _toc_of(index: Index) -> Member:
-    found = next((member for member in index.members if member.name == "toc.dat"), None)
-    if found is None:
-        raise VerificationFailed("the index names no toc.dat")
-    return found
 
 
 def _groups(session: Session, tables: Sequence[Table]) -> list[_Group]:

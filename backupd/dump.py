@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backupd import process, scratch, signals
+from backupd import process, scratch, signals, toc
 from backupd.errors import (
     AccessRefused,
     BackupdError,
@@ -26,8 +26,6 @@ from backupd.errors import (
     UsageError,
     VersionMismatch,
 )
-
-TOC_NAME = "toc.dat"
 
 SAFE_MINORS: Mapping[int, int] = {14: 25, 15: 20, 16: 16, 17: 12, 18: 7}
 """Minor versions of 2026-11-12, which fix known vulnerabilities of the clients (postgres.md 1); warned about only."""
@@ -212,7 +210,7 @@ class Dump:
             on_idle()
         self._check_end(status)
         rest = sorted(path.name for path in self._folder.iterdir())
-        yield from self._new([name for name in rest if name == TOC_NAME], ended=True)
+        yield from self._new([name for name in rest if name == toc.NAME], ended=True)
         on_end()  # only now: what toc.dat says is held against the snapshot
         yield from self._new(rest, ended=True)
 

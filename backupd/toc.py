@@ -18,6 +18,9 @@ from dataclasses import dataclass, replace
 from backupd.errors import VerificationFailed, VersionMismatch
 from backupd.manifest import Sequence
 
+NAME = "toc.dat"
+"""The file in a directory-format dump."""
+
 OLDEST, NEWEST = (1, 12), (1, 16)
 """The archive versions that are read: pg_dump 9.0 wrote the oldest, pg_dump 17 and 18 write the newest."""
 
