@@ -33,6 +33,7 @@ _PARTS = frozenset(
 _TIES = frozenset({"FK CONSTRAINT", "TABLE ATTACH", "INDEX ATTACH", "MATERIALIZED VIEW DATA", "SEQUENCE OWNED BY"})
 _OF_DATABASE = frozenset({"PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA"})
 _NOTES = frozenset({"ACL", "COMMENT", "SECURITY LABEL"})
+_NAMED_ALONE = frozenset({"INDEX", "STATISTICS"})  # their tag does not begin with the table's
 _WITH_TYPES = frozenset({"CAST", "CHECK CONSTRAINT"})  # what comes with a type or domain that is needed
 _WORD = re.compile(r'"(?:[^"]|"")*"|[^\s"(),;]+')
 _VIA_ROOT = "-- load via partition root "
@@ -163,8 +164,9 @@ class _Ties:
     def owner(self, entry: Entry) -> Entry | None:
         """The relation that the entry is a part of; the others that it depends on are only used."""
         found = self.tables_of(entry)
-        found = [each for each in found if each.namespace == entry.namespace] or found
-        found = [each for each in found if _may_be_part_of(entry, each)] or found
+        if entry.desc not in _NAMED_ALONE:
+            found = [each for each in found if each.namespace == entry.namespace] or found
+            found = [each for each in found if _may_be_part_of(entry, each)] or found
         if len(found) > 1:
             found = [each for each in found if _is_written_in(entry, each)] or found
         return found[0] if found else None
@@ -260,6 +262,8 @@ class _Closure:
     def _is_tied(self, entry: Entry) -> bool:
         """Whether the two that an entry ties together are both there, with all their rows."""
         tables = self._ties.tables_of(entry)
+        if not tables:
+            return False
         if entry.desc == "SEQUENCE OWNED BY":
             owners = [each for sequence in tables for each in self._ties.tables_of(sequence)]
             return all(each.dump_id in self.kept for each in (*tables, *owners))

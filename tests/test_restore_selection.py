@@ -71,7 +71,8 @@ def statements(server: PostgresServer, database: str, tables: Iterable[Name]) ->
     target = psycopg.conninfo.make_conninfo(host=server.host, port=server.port, user=server.user, dbname=database)
     finished = subprocess.run([*argv, f"--dbname={target}"], capture_output=True, check=True)
     text = re.sub(r"(?m)^(\\(un)?restrict .*|--.*)$", "", finished.stdout.decode())
-    text = re.sub(r" DEFAULT NULL(,?)\n", r"\1\n", text)  # said where a parent has a default, which may come empty
+    # said where a parent has a default, and a parent may come for its definition only
+    text = re.sub(r" DEFAULT NULL( NOT NULL)?(,?)\n", r"\1\2\n", text)
     return {_sorted_lines(each) for each in re.split(r";\n", text) if each.strip()}
 
 

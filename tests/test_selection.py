@@ -111,6 +111,17 @@ def test_a_part_is_its_own_table_s_also_where_names_could_be_read_in_two_ways() 
     assert ids(chosen(entries, 's."a b"')) == [1, 10, 11, 32]
 
 
+def test_an_index_is_its_table_s_although_its_name_begins_with_another_s() -> None:
+    index = entry(30, "INDEX", "b index", 10, 11, definition='CREATE INDEX "b index" ON s.a USING btree (f(x));')
+    assert ids(chosen([*BOTH, index], "s.b")) == [1, 11, 21]
+    assert ids(chosen([*BOTH, index], "s.a")) == [1, 10, 11, 20, 30]
+
+
+def test_what_ties_relations_that_the_dump_lacks_does_not_come() -> None:
+    entries = [*BOTH, entry(30, "MATERIALIZED VIEW DATA", "m", 99), entry(31, "SEQUENCE OWNED BY", "q", 98)]
+    assert ids(chosen(entries, "s.a", "s.b")) == [1, 10, 11, 20, 21]
+
+
 def test_a_foreign_key_comes_when_both_its_tables_were_chosen_else_it_is_named() -> None:
     key = entry(30, "FK CONSTRAINT", "a a_b_fkey", 10, 11, 31)
     entries = [
