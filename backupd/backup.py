@@ -18,7 +18,7 @@ from pathlib import Path
 
 from backupd import __version__, anomaly, archive, contract, decode, dump, facts, log, postgres, scratch, threads, toc
 from backupd.catalog import Catalog, archive_key, new_id
-from backupd.errors import BackupdError, DatabaseError, VerificationFailed
+from backupd.errors import BackupdError, DatabaseError, ReplicaConflict, VerificationFailed
 from backupd.manifest import FORMAT, Backup, Contract, Filter, Manifest, Source, Table, Totals
 from backupd.progress import Progress
 from backupd.selector import Label, Name, name_of
@@ -27,6 +27,12 @@ _log = log.get_logger()
 
 ATTEMPTS = 3
 """How often a dump is begun again because a table was rewritten between its snapshot and its locks."""
+
+CONFLICT_ATTEMPTS = 3
+"""How often a dump of a standby is begun, each time in a new snapshot, while replay cancels it."""
+
+COUNTED_SECONDS = 2.0
+"""How long the server may take to count a conflict."""
 
 UPLOADS_IDLE = timedelta(days=1)
 """How long an open upload or a temporary file must have been without news before it is swept."""
@@ -86,13 +92,13 @@ def take(
             job = replace(job, options=replace(job.options, jobs=1))
         run = _Run(job, access, client, backup_id, started_at, lock, progress)
         try:
-            manifest = _attempts(run, catalog, folder, clock)
+            manifest = _despite_replay(run, catalog, folder, clock)
         except dump.LocksExhausted:
             if job.options.jobs == 1:
                 raise
             _log.warning("backup.retried", database=job.database, reason="max_locks_per_transaction", jobs=1)
             single = replace(run, job=replace(job, options=replace(job.options, jobs=1)))
-            manifest = _attempts(single, catalog, folder, clock)
+            manifest = _despite_replay(single, catalog, folder, clock)
         taken = catalog.commit(manifest)
     if taken.suspect is not None:
         action = f"look at the database; `backupd confirm {taken.id}` if it is as it should be"
@@ -103,6 +109,39 @@ def take(
 def _sweep(catalog: Catalog, job: Job, now: datetime) -> None:
     for name in catalog.sweep(job.server, job.database, now - UPLOADS_IDLE):
         _log.info("orphan.swept", key=name)
+
+
+def _despite_replay(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], datetime]) -> Manifest:
+    """Dumps again, in a new snapshot, where replay cancelled a standby's dump; in the end raises ReplicaConflict."""
+    if not run.access.standby:
+        return _attempts(run, catalog, folder, clock)
+    for attempt in range(1, CONFLICT_ATTEMPTS + 1):
+        before = facts.conflicts(run.lock.session)
+        try:
+            return _attempts(run, catalog, folder, clock)
+        except BackupdError as exc:
+            if not _is_conflict(run, exc, before):
+                raise
+            conflict = exc
+        _log.warning("backup.retried", database=run.job.database, reason="replica_conflict", attempt=attempt)
+    raise ReplicaConflict(
+        f"the standby cancelled the dump of database {run.job.database} {CONFLICT_ATTEMPTS} times",
+        detail=conflict.detail or conflict.message,
+        hint=dump.REPLICA_HINT,
+    ) from conflict
+
+
+def _is_conflict(run: _Run, exc: BackupdError, before: int) -> bool:
+    """Whether replay is to blame. Messages may be translated, and a lost session says nothing: so it is counted too."""
+    if isinstance(exc, ReplicaConflict):
+        return True
+    deadline = time.monotonic() + COUNTED_SECONDS
+    with contextlib.suppress(DatabaseError):  # the server is gone, and `exc` says so
+        while isinstance(exc, DatabaseError | VerificationFailed) and time.monotonic() < deadline:
+            if facts.conflicts(run.lock.session) > before:
+                return True
+            time.sleep(0.1)
+    return False
 
 
 def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], datetime]) -> Manifest:
@@ -207,6 +246,7 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
         writer.add(toc.NAME, stream.toc_bytes)
         promised = contract.build(stream.toc, stream.facts, decoded, _exemptions(run))
         contract.require_lists(promised, objects.values())
+        _warn_of_unlogged(run, promised)
         written = writer.finish(promised)
         run.lock.check()
     manifest = _manifest(run, stream, promised, written, clock())
@@ -235,6 +275,13 @@ def _tables(catalog: Catalog, backups: Sequence[Backup]) -> Iterator[Sequence[Ta
             yield archive.read_index(catalog.store, archive_key(name_of(backup)), backup.manifest).contract.tables
         except BackupdError as exc:
             _log.warning("anomaly.unknown", backup=backup.id, message=exc.message, action="backupd verify it")
+
+
+def _warn_of_unlogged(run: _Run, promised: Contract) -> None:
+    tables = [f"{each.schema}.{each.name}" for each in promised.skipped if each.reason == contract.UNLOGGED]
+    if tables:
+        action = "back up the primary where their rows matter"
+        _log.warning("tables.unlogged", database=run.job.database, tables=tables, action=action)
 
 
 def _add(writer: archive.Writer, path: Path, progress: Progress, watch: Callable[[], None]) -> decode.Decoded:
@@ -300,4 +347,5 @@ def _manifest(
         jobs=run.job.options.jobs,
         filter=_filter(run),
         warnings=tuple(map(log.scrub, stream.running.warnings[-WARNINGS_KEPT:])),
+        recovery=stream.facts.recovery,
     )

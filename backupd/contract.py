@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from backupd import toc
 from backupd.decode import Decoded, large_object_oid
 from backupd.errors import VerificationFailed
-from backupd.manifest import Contract, DatabaseProperties, Extension, LargeObject, SkippedTable, Table
+from backupd.manifest import Contract, DatabaseProperties, Extension, LargeObject, Recovery, Role, SkippedTable, Table
+
+UNLOGGED = "unlogged: a standby has none of its rows"
+"""The reason for which an unlogged table has no rows in a standby's dump."""
 
 _SUFFIXES = ("", ".zst", ".gz")
 
@@ -37,6 +40,8 @@ class Facts:
     properties: DatabaseProperties
     relations: tuple[Relation, ...]
     extensions: tuple[Extension, ...]
+    recovery: Recovery | None = None
+    roles: tuple[Role, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,21 @@ def build(contents: toc.Toc, known: Facts, decoded: Mapping[str, Decoded], exemp
         large_objects=tuple(sorted(objects, key=lambda item: item.oid)),
         extensions=known.extensions,
         roles=toc.roles(contents),
+        role_definitions=_with_groups(known, toc.roles(contents)),
+        named_roles=toc.named_roles(contents),
     )
+
+
+def _with_groups(known: Facts, names: Collection[str]) -> tuple[Role, ...]:
+    """Those roles, the ones with settings of their own for the database, and all of which they are members."""
+    definitions = {role.name: role for role in known.roles}
+    wanted, found = {*names, *(each.role for each in known.properties.settings)}, dict[str, Role]()
+    while wanted:
+        name = wanted.pop()
+        if name in definitions and name not in found:
+            found[name] = definitions[name]
+            wanted |= {each.role for each in found[name].member_of}
+    return tuple(found[name] for name in sorted(found))
 
 
 def _table(entry: toc.TableData, decoded: Mapping[str, Decoded]) -> Table:
@@ -134,7 +153,7 @@ def _reason(relation: Relation, exemptions: Exemptions) -> str | None:
         (relation.kind == "m", "materialised view: filled by a refresh"),
         (relation.kind == "f", "foreign table: its rows are elsewhere"),
         (relation.of_extension, "belongs to an extension"),
-        (relation.persistence == "u" and exemptions.standby, "unlogged: a standby has none of its rows"),
+        (relation.persistence == "u" and exemptions.standby, UNLOGGED),
         (exemptions.filtered, "not chosen by the filter"),
     )
     return next((reason for applies, reason in reasons if applies), None)

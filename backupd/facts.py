@@ -5,9 +5,10 @@ since. Answers are the manifest's types, so that backup and restore compare like
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from backupd.contract import Facts, Relation
-from backupd.manifest import DatabaseProperties, Extension, Grant, Setting
+from backupd.manifest import DatabaseProperties, Extension, Grant, Membership, Recovery, Role, Setting
 from backupd.postgres import Session
 
 
@@ -19,7 +20,29 @@ def read(session: Session) -> Facts:
         properties=properties(session),
         relations=tuple(relations(session)),
         extensions=tuple(extensions(session)),
+        recovery=recovery(session),
+        roles=tuple(roles(session)),
     )
+
+
+def recovery(session: Session) -> Recovery | None:
+    """How the standby stands; None for a primary. What was replayed to its end does not lag, however old it is."""
+    row = session.row(
+        "SELECT pg_is_in_recovery(), current_setting('hot_standby_feedback')::bool,"
+        " current_setting('max_standby_streaming_delay'),"
+        " CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0"
+        " ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END::float8"
+    )
+    return Recovery(row[1], row[2], row[3]) if row[0] else None
+
+
+def conflicts(session: Session) -> int:
+    """How many queries of the session's database its standby has cancelled so far, for any reason."""
+    query = (
+        "SELECT coalesce(sum(confl_tablespace + confl_lock + confl_snapshot + confl_bufferpin + confl_deadlock), 0)"
+        "::int8 FROM pg_stat_database_conflicts WHERE datname = current_database()"
+    )
+    return int(session.row(query)[0])
 
 
 def system_identifier(session: Session) -> str:
@@ -72,6 +95,23 @@ def properties(session: Session) -> DatabaseProperties:
 def role_names(session: Session) -> frozenset[str]:
     """The cluster's roles."""
     return frozenset(str(row[0]) for row in session.rows("SELECT rolname FROM pg_roles"))
+
+
+def roles(session: Session) -> list[Role]:
+    """What the cluster's roles are, but for PostgreSQL's own; every role may ask."""
+    # to_jsonb, because inherit_option and set_option are there from 16 on
+    memberships: dict[str, list[Membership]] = {}
+    for member, role, row in session.rows(
+        "SELECT pg_get_userbyid(m.member), pg_get_userbyid(m.roleid), to_jsonb(m) FROM pg_auth_members m ORDER BY 1, 2"
+    ):
+        found = Membership(role, row["admin_option"], row.get("inherit_option", True), row.get("set_option", True))
+        memberships.setdefault(member, []).append(found)
+    query = (
+        "SELECT rolname, rolcanlogin, rolsuper, rolinherit, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls,"
+        " rolconnlimit FROM pg_roles WHERE rolname NOT LIKE 'pg\\_%' ORDER BY rolname"
+    )
+    plain = [Role(*row) for row in session.rows(query)]
+    return [replace(role, member_of=tuple(memberships.get(role.name, ()))) for role in plain]
 
 
 def relations(session: Session) -> list[Relation]:

@@ -125,6 +125,32 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class Membership:
+    """That a role is a member of `role`: whether it may admit others and, from 16 on, inherit from it and become it."""
+
+    role: str
+    admin: bool = False
+    inherit: bool = True
+    set: bool = True
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role as it was on the source's cluster, without its password. No `connection_limit` is -1."""
+
+    name: str
+    login: bool
+    superuser: bool
+    inherit: bool
+    create_database: bool
+    create_role: bool
+    replication: bool
+    bypass_row_security: bool
+    connection_limit: int = -1
+    member_of: tuple[Membership, ...] = ()
+
+
+@dataclass(frozen=True)
 class DatabaseProperties:
     """What makes an equal, empty database. `locale_provider` is pg_database's letter; no `grants` are the default."""
 
@@ -143,7 +169,11 @@ class DatabaseProperties:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a restore must bring back."""
+    """What a restore must bring back.
+
+    `roles` must exist on the target; `role_definitions` say what they were, and those of which they are members.
+    `named_roles` are needed even where owners and grants are left out: policies and user mappings name them.
+    """
 
     database: DatabaseProperties
     tables: tuple[Table, ...] = ()
@@ -152,6 +182,8 @@ class Contract:
     large_objects: tuple[LargeObject, ...] = ()
     extensions: tuple[Extension, ...] = ()
     roles: tuple[str, ...] = ()
+    role_definitions: tuple[Role, ...] = ()
+    named_roles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +213,18 @@ class Totals:
     raw_bytes: Count
     large_objects: Count
     members: Count
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a standby stood when it was dumped: the settings that decide who wins a conflict, and how far behind it was.
+
+    `max_standby_streaming_delay` is as the server writes it (`30s`, `-1`); no lag is known before the first replay.
+    """
+
+    hot_standby_feedback: bool
+    max_standby_streaming_delay: str
+    replay_lag_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -214,6 +258,7 @@ class Manifest:
     suspect: str | None = None
     recipients: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    recovery: Recovery | None = None
 
 
 NoteKind = Literal["verified", "drilled", "pinned", "adopted", "retired", "confirmed"]

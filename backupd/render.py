@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from backupd.catalog import Listing
 from backupd.errors import BackupdError
-from backupd.manifest import Backup, Index
+from backupd.manifest import Backup, Index, Manifest
 from backupd.retention import Plan
 from backupd.selector import name_of
 
@@ -115,7 +115,7 @@ def show(backup: Backup) -> str:
         ("backup", f"{name_of(backup)}"),
         ("proof", proof(backup)),
         ("source", f"database {manifest.source.database} of cluster {manifest.source.system_identifier}"),
-        ("server", f"PostgreSQL {manifest.server_version}{', a standby' if manifest.standby else ''}"),
+        ("server", f"PostgreSQL {manifest.server_version}{_standby(manifest)}"),
         ("client", f"pg_dump {manifest.client_version}, {manifest.compression}, {manifest.jobs} jobs"),
         ("started", f"{manifest.started_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("took", duration((manifest.finished_at - manifest.started_at).total_seconds())),
@@ -141,6 +141,15 @@ def show(backup: Backup) -> str:
     ]
     lines += [("pg_dump said", warning) for warning in manifest.warnings]
     return "\n".join(f"{name + ':':<14}{printable(text)}" for name, text in lines)
+
+
+def _standby(manifest: Manifest) -> str:
+    if not manifest.standby or (recovery := manifest.recovery) is None:
+        return ", a standby" if manifest.standby else ""
+    lag = "unknown" if recovery.replay_lag_seconds is None else duration(recovery.replay_lag_seconds)
+    feedback = "on" if recovery.hot_standby_feedback else "off"
+    delay = recovery.max_standby_streaming_delay
+    return f", a standby: replay lag {lag}, hot_standby_feedback {feedback}, max_standby_streaming_delay {delay}"
 
 
 def _facts(facts: object) -> str:

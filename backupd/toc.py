@@ -191,9 +191,15 @@ def roles(toc: Toc) -> tuple[str, ...]:
     """
     found = {entry.owner for entry in toc.entries if entry.owner}
     for entry in toc.entries:
-        if entry.desc in {"ACL", "DEFAULT ACL", "POLICY", "USER MAPPING"}:
+        if entry.desc in {"ACL", "DEFAULT ACL"}:
             found.update(_named_roles(entry))
-    return tuple(sorted(found))
+    return tuple(sorted(found.union(named_roles(toc))))
+
+
+def named_roles(toc: Toc) -> tuple[str, ...]:
+    """The names of those roles that must exist even where owners and grants are not restored, sorted."""
+    entries = (entry for entry in toc.entries if entry.desc in {"POLICY", "USER MAPPING"})
+    return tuple(sorted({name for entry in entries for name in _named_roles(entry)}))
 
 
 class _Cursor:

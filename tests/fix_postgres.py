@@ -1,18 +1,21 @@
 """Real PostgreSQL servers 15, 17 and 18, started when a test first asks, one of each per xdist worker."""
 
+import contextlib
 import os
+import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from backupd import throwaway
+from backupd import process, throwaway
 from backupd.connection import Server
 
 # Nothing here has to survive a crash, and two cores are shared by everything.
@@ -122,3 +125,33 @@ def _drop(server: PostgresServer, prefix: str) -> None:
         found = connection.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", [prefix])
         for (name,) in found.fetchall():
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextlib.contextmanager
+def standby_of(primary: PostgresServer) -> Iterator[PostgresServer]:
+    """A standby of that server, which streams from it."""
+    owner = primary.data_directory.stat()
+    uid = owner.st_uid if os.geteuid() == 0 else None
+    data = primary.data_directory.with_name("standby")
+    programs, environment = primary.bin_directory, {"PATH": os.defpath}
+    where = ["-h", primary.host, "-p", str(primary.port), "-U", primary.user]
+    argv = [str(programs / "pg_basebackup"), *where, "-D", str(data), "-R", "-c", "fast", "--no-sync"]
+    assert process.run(argv, environment, uid=uid, directory=data.parent).status == 0
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    settings = {**OPTIONS, "port": str(port), "unix_socket_directories": primary.host, "listen_addresses": "127.0.0.1"}
+    argv = [str(programs / "postgres"), "-D", str(data)]
+    argv += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    with process.start(argv, environment, directory=data.parent, uid=uid):
+        yield replace(primary, port=port, data_directory=data)
+
+
+def wait_for(server: PostgresServer, query: LiteralString, parameter: str) -> None:
+    """Until the server accepts connections and the query has a row."""
+    deadline = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(psycopg.OperationalError), server.connect() as connection:
+            if connection.execute(query, [parameter]).fetchone() is not None:
+                return
+        assert time.monotonic() < deadline, query
+        time.sleep(0.05)

@@ -7,18 +7,16 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
-import psycopg
 import pytest
-from fix_postgres import OPTIONS, DatabaseFactory, PostgresServer
+from fix_postgres import DatabaseFactory, PostgresServer, standby_of, wait_for
 from fix_store import SECRET_KEY, FaultProxy, S3Server
 from fix_tools import Site, Wire, small_disk
 
@@ -635,35 +633,6 @@ def reached_as(case: Case, version_num: int) -> Iterator[Access]:
     """The server, saying that it is of another version: one that is safe may not be there to test with."""
     with case.reach()() as access:
         yield replace(access, version_num=version_num)
-
-
-@contextlib.contextmanager
-def standby_of(primary: PostgresServer) -> Iterator[PostgresServer]:
-    owner = primary.data_directory.stat()
-    uid = owner.st_uid if os.geteuid() == 0 else None
-    data = primary.data_directory.with_name("standby")
-    programs, environment = primary.bin_directory, {"PATH": os.defpath}
-    where = ["-h", primary.host, "-p", str(primary.port), "-U", primary.user]
-    argv = [str(programs / "pg_basebackup"), *where, "-D", str(data), "-R", "-c", "fast", "--no-sync"]
-    assert process.run(argv, environment, uid=uid, directory=data.parent).status == 0
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
-    settings = {**OPTIONS, "port": str(port), "unix_socket_directories": primary.host, "listen_addresses": "127.0.0.1"}
-    argv = [str(programs / "postgres"), "-D", str(data)]
-    argv += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    with process.start(argv, environment, directory=data.parent, uid=uid):
-        yield replace(primary, port=port, data_directory=data)
-
-
-def wait_for(server: PostgresServer, query: LiteralString, parameter: str) -> None:
-    """Until the server accepts connections and the query has a row."""
-    deadline = time.monotonic() + 30
-    while True:
-        with contextlib.suppress(psycopg.OperationalError), server.connect() as connection:
-            if connection.execute(query, [parameter]).fetchone() is not None:
-                return
-        assert time.monotonic() < deadline, query
-        time.sleep(0.05)
 
 
 # --- scratch
