@@ -280,6 +280,21 @@ def restore(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Connections of pg_restore.", envvar="BACKUPD_RESTORE_JOBS")
     ] = None,
+    create_roles: Annotated[
+        bool,
+        typer.Option(
+            "--create-roles",
+            help="Make the roles that are missing, without LOGIN.",
+            envvar="BACKUPD_RESTORE_CREATE_ROLES",
+        ),
+    ] = False,
+    no_owner: Annotated[
+        bool, typer.Option("--no-owner", help="Leave owners and grants out.", envvar="BACKUPD_RESTORE_NO_OWNER")
+    ] = False,
+    role: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="As --no-owner; all belongs to it.", envvar="BACKUPD_RESTORE_ROLE"),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Restore a backup and compare it, table by table, before anybody may connect to it.
@@ -300,6 +315,9 @@ def restore(
     if (as_ is None) == (into is None) or name is None:
         hint = "--as (BACKUPD_RESTORE_AS) makes a new database, --into (BACKUPD_RESTORE_INTO) fills an empty one."
         raise UsageError("restore needs either --as NAME or --into NAME", hint=hint)
+    if create_roles and (no_owner or role):
+        hint = "Either the source's roles are made, or what they own belongs to another role."
+        raise UsageError("--create-roles and --no-owner or --role are both given", hint=hint)
     here = _installation()
     loaded, found = here.settings, here.catalog()
     chosen = _find(found, backup)
@@ -312,6 +330,9 @@ def restore(
         scratch=loaded.scratch.directory,
         scratch_limit_bytes=loaded.scratch.limit,
         wanted=_wanted(here, tables or (), schemas or ()),
+        create_roles=create_roles,
+        owners=not (no_owner or role),
+        role=role,
     )
     with here.target("restore", into or loaded.target.database) as access, terminal.shown() as progress:
         restored = verb.restore(access, found, here.clients(), chosen, job, progress)
@@ -321,6 +342,8 @@ def restore(
     print(render.comparison(restored))
     if job.wanted:
         print(render.left_out(restored))
+    for line in restored.roles:
+        print(render.printable(line))
     seconds = ", ".join(f"{stage} {render.duration(spent)}" for stage, spent in restored.seconds.items())
     promised = "the chosen part of" if job.wanted else "what"
     print(f"database {name} holds {promised} backup {chosen.id} promises ({seconds})")

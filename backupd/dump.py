@@ -315,16 +315,31 @@ def _last_words(stderr: str) -> str:
     return " / ".join(lines[-5:]) or "It said nothing."
 
 
-def restore_argv(client: Client, conninfo: str, folder: Path, jobs: int, use_list: Path | None = None) -> list[str]:
-    """pg_restore's command line for a dump into an existing, empty database: all of it, or the entries of a list."""
+@dataclass(frozen=True)
+class RestoreOptions:
+    """How to restore: by `jobs` connections, all of the dump or the entries that the file `use_list` names.
+
+    Without `owners` neither owners nor grants, which need roles; everything then belongs to `role`, if one is given.
+    """
+
+    jobs: int
+    use_list: Path | None = None
+    owners: bool = True
+    role: str | None = None
+
+
+def restore_argv(client: Client, conninfo: str, folder: Path, options: RestoreOptions) -> list[str]:
+    """pg_restore's command line for a dump into an existing, empty database."""
     return [
         client.program("pg_restore"),
         f"--dbname={conninfo}",
         "--format=directory",
-        f"--jobs={jobs}",
+        f"--jobs={options.jobs}",
         "--exit-on-error",
         "--no-password",
-        *([f"--use-list={use_list}"] if use_list else []),
+        *([f"--use-list={options.use_list}"] if options.use_list else []),
+        *([] if options.owners else ["--no-owner", "--no-privileges"]),
+        *([f"--role={options.role}"] if options.role is not None else []),
         str(folder),
     ]
 

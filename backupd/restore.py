@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from backupd import archive, dump, log, postgres, scratch, selection, target, toc
+from backupd import archive, dump, log, postgres, roles, scratch, selection, target, toc
 from backupd.catalog import Catalog, archive_key
 from backupd.errors import RestoreFailed, TargetRefused, UsageError, VerificationFailed, VersionMismatch
-from backupd.manifest import Backup, Contract, Index, Manifest, Member
+from backupd.manifest import Backup, Contract, DatabaseProperties, Index, Manifest, Member
 from backupd.progress import Progress
 from backupd.selector import name_of
 
@@ -32,7 +32,9 @@ class Job:
 
     `maintenance` is the database from which others are made. `keep` keeps a database that did not prove equal.
     `jobs` is the most that are used. `scratch` is a folder, or None for the system's temporary one, of which
-    `scratch_limit_bytes` may be used. `wanted` are the tables and schemas to restore, or None for all.
+    `scratch_limit_bytes` may be used. `wanted` are the tables and schemas to restore, or None for all. `create_roles`
+    makes the roles that are missing. Without `owners` everything belongs to `role`, or to whom we connect as, and
+    grants are left out.
     """
 
     database: str
@@ -43,6 +45,9 @@ class Job:
     scratch: Path | None = None
     scratch_limit_bytes: int | None = None
     wanted: selection.Wanted | None = None
+    create_roles: bool = False
+    owners: bool = True
+    role: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Restored:
     """What a restore found: each line of the contract, what could not be applied, and how long each stage took.
 
     Of a part of a backup, also what was left out. `read_bytes` is the size of the archive's members that were read.
+    `roles` says of each role that was made what it is and what it lacks.
     """
 
     database: str
@@ -58,6 +64,7 @@ class Restored:
     seconds: dict[str, float]
     left_out: tuple[selection.LeftOut, ...] = ()
     read_bytes: int = 0
+    roles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,19 @@ def restore(
     index = part.index
     with stages.timed("preflight"):
         _preflight(access, job, manifest, index.contract)
+        planned = _plan_roles(access, job, index.contract)
     with scratch.open_scratch(job.scratch, manifest.id) as folder:
         with stages.timed("fetch"):
             fetch(catalog, backup, index, folder, progress, job.scratch_limit_bytes)
             use_list = part.write_files(folder)
-        with _database(access, job, index.contract, manifest.id) as refused:
+        with (
+            roles.created(access, _first_database(job), planned, keep=job.keep),
+            _database(access, job, index.contract, manifest.id) as refused,
+        ):
             jobs = _jobs(index.contract, job.jobs)
             with stages.timed("restore"):
-                argv = dump.restore_argv(client, access.conninfo(job.database), folder, jobs, use_list)
+                options = dump.RestoreOptions(jobs, use_list, job.owners, job.role)
+                argv = dump.restore_argv(client, access.conninfo(job.database), folder, options)
                 _log.debug("child.started", tool="pg_restore", argv=argv)
                 with _explained(job, manifest) as on_line:
                     dump.restore(argv, access.environment, on_line, lambda: progress.advance())
@@ -107,8 +119,15 @@ def restore(
                 _require_equal(job, comparisons)
             with stages.timed("analyze"):
                 refused += target.analyze(access, job.database, jobs)
-    read_bytes = part.read_bytes(manifest)
-    return Restored(job.database, tuple(comparisons), tuple(refused), stages.seconds, part.left_out, read_bytes)
+    return Restored(
+        job.database,
+        tuple(comparisons),
+        tuple(refused),
+        stages.seconds,
+        part.left_out,
+        part.read_bytes(manifest),
+        tuple(map(roles.describe, planned)),
+    )
 
 
 def _part(catalog: Catalog, backup: Backup, wanted: selection.Wanted | None) -> _Part:
@@ -188,7 +207,7 @@ def _preflight(access: postgres.Access, job: Job, manifest: Manifest, contract: 
     """Everything that can be known before anything is written."""
     with contextlib.ExitStack() as stack:
         try:
-            session = stack.enter_context(postgres.connect(access, job.maintenance if job.create else job.database))
+            session = stack.enter_context(postgres.connect(access, _first_database(job)))
         except UsageError as exc:
             hint = "Give --as, which makes the database." if not job.create else "Set BACKUPD_TARGET__DATABASE."
             raise UsageError(exc.message, detail=exc.detail, hint=hint) from exc
@@ -199,9 +218,38 @@ def _preflight(access: postgres.Access, job: Job, manifest: Manifest, contract: 
             target.require_new(session, job.database)
         else:
             target.require_empty(session)
-        target.require_roles(session, contract)
+        if not job.create_roles:
+            target.require_roles(session, contract.roles if job.owners else contract.named_roles)
+        if job.role is not None:
+            roles.require_role(session, job.role)
         if manifest.filter is None:  # a filtered dump holds no extensions
             target.require_extensions(session, contract)
+
+
+def _first_database(job: Job) -> str:
+    """The database to ask and act in before the one to fill is there."""
+    return job.maintenance if job.create else job.database
+
+
+def _plan_roles(access: postgres.Access, job: Job, contract: Contract) -> tuple[roles.Planned, ...]:
+    """The roles to make, shown before anything is written."""
+    if not job.create_roles:
+        return ()
+    with postgres.connect(access, _first_database(job)) as session:
+        planned = roles.plan(session, contract)
+    for each in planned:
+        _log.info("role.planned", role=each.role.name, what=roles.describe(each))
+    return planned
+
+
+def _like(access: postgres.Access, job: Job, properties: DatabaseProperties) -> DatabaseProperties:
+    """The source's properties; without owners, those that need no role but the one that everything belongs to."""
+    if job.owners:
+        return properties
+    grants = properties.grants and tuple(grant for grant in properties.grants if not grant.role)
+    settings = tuple(setting for setting in properties.settings if not setting.role)
+    owner = job.role or access.server.keywords["user"]
+    return replace(properties, owner=owner, grants=grants, settings=settings)
 
 
 @contextlib.contextmanager
@@ -213,8 +261,11 @@ def _database(access: postgres.Access, job: Job, contract: Contract, backup_id: 
     """
     refused: list[str] = []
     if job.create:
-        like = contract.database
+        like = _like(access, job, contract.database)
         with target.new_database(access, job.maintenance, job.database, like, backup_id, keep=job.keep):
+            if job.role is not None:  # it could make nothing in a database of somebody else
+                with postgres.connect(access, job.maintenance) as session:
+                    session.execute("ALTER DATABASE {} OWNER TO {}", [job.database, job.role])
             with _named_if_left(job):
                 yield refused
             with postgres.connect(access, job.maintenance) as session:

@@ -142,14 +142,15 @@ _STRANGERS: LiteralString = (
 )
 
 
-def require_roles(session: Session, contract: Contract) -> None:
-    """Raises TargetRefused where roles are missing that own what the dump holds: pg_restore would stop at the first."""
-    missing = sorted(set(contract.roles) - facts.role_names(session))
+def require_roles(session: Session, names: Iterable[str]) -> None:
+    """Raises TargetRefused where roles are missing that the dump needs: pg_restore would stop at the first."""
+    missing = sorted(set(names) - facts.role_names(session))
     if missing:
         raise TargetRefused(
             f"roles are missing on the target: {', '.join(missing)}",
             detail="Objects in the backup belong to them, or are granted to them.",
-            hint="CREATE ROLE each of them (NOLOGIN will do) on the target and restore again.",
+            hint="Give --create-roles to make them (without LOGIN), or --no-owner or --role to do without owners and"
+            " grants, or CREATE ROLE each of them (NOLOGIN will do).",
         )
 
 

@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("settings", frozenset({"settings"})),
     ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill"})),
     ("memory", frozenset({"catalog"})),
-    ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "target"})),
+    ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "roles", "target"})),
     ("edges", frozenset({"archive", "dump", "postgres", "throwaway", "store.local", "store.s3"})),
     ("doors", frozenset({"process", "scratch", "store"})),
     (
@@ -52,6 +52,7 @@ EXCEPTIONS = {
     ("content", "facts"),
     ("content", "target"),  # several sessions at once
     ("drill", "restore"),  # a drill is a restore that is looked at more closely
+    ("roles", "facts"),
     ("demo", "backup"),  # the demo is the other verbs, one after the other
     ("demo", "restore"),
     ("demo", "verify"),
