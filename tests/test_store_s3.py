@@ -15,6 +15,7 @@ from types import FrameType
 
 import pytest
 from fix_store import ACCESS_KEY, PART_BYTES, SECRET_KEY, FaultProxy, S3Server
+from fix_tools import wait_until
 
 from backupd.errors import (
     AccessRefused,
@@ -390,11 +391,13 @@ def test_parts_are_equal_and_numbered_in_order(fault_proxy: Proxied, moto_s3: S3
         for start in range(0, len(PARTS), 999_999):
             stream.write(PARTS[start : start + 999_999])
         upload = server.client.list_multipart_uploads(Bucket=server.bucket)["Uploads"][0]
-        while len(part_numbers(proxy)) < 3 or threading.active_count() > 50:
-            time.sleep(0.02)
-        time.sleep(0.2)
-        parts = server.client.list_parts(Bucket=server.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-        assert [part["Size"] for part in parts["Parts"]] == [PART_BYTES] * 3
+
+        def sizes() -> list[int]:
+            answer = server.client.list_parts(Bucket=server.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            return [part["Size"] for part in answer.get("Parts", ())]
+
+        wait_until(lambda: len(sizes()) == 3, "the third part did not arrive")
+        assert sizes() == [PART_BYTES] * 3
     assert sorted(part_numbers(proxy)) == [1, 2, 3, 4]
     assert server.client.head_object(Bucket=server.bucket, Key="a/prefix/db/x.tar")["ETag"].strip('"').endswith("-4")
 
