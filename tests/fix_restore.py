@@ -274,6 +274,16 @@ def _tiny_extension(postgres18: PostgresServer, share: Path) -> Iterator[str]:
         connection.execute("SELECT pg_reload_conf()")
 
 
+def forget_subscriptions(server: PostgresServer, database: str) -> None:
+    """Drops them: no database with one can be dropped."""
+    if not exists(server, database):
+        return
+    with server.connect(database) as connection:
+        query = "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname = %s"
+        for (name,) in connection.execute(query, [database]).fetchall():
+            connection.execute(sql.SQL("DROP SUBSCRIPTION {}").format(sql.Identifier(name)))
+
+
 # --- stores that fail
 
 

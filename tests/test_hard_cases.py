@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
-from fix_restore import NewName, contents, definitions, exists, restore_to, values
+from fix_restore import NewName, contents, definitions, exists, forget_subscriptions, restore_to, values
 from fix_tools import Site
-from psycopg import sql
 
 from backupd.errors import DatabaseError, RestoreFailed
 from backupd.manifest import Backup
@@ -76,16 +75,6 @@ def test_a_hard_case_comes_back_the_same(
     finally:
         for each in (source, name):
             forget_subscriptions(any_postgres, each)
-
-
-def forget_subscriptions(server: PostgresServer, database: str) -> None:
-    """Drops them: no database with one can be dropped."""
-    if not exists(server, database):
-        return
-    with server.connect(database) as connection:
-        query = "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname = %s"
-        for (name,) in connection.execute(query, [database]).fetchall():
-            connection.execute(sql.SQL("DROP SUBSCRIPTION {}").format(sql.Identifier(name)))
 
 
 # --- what only some servers have
