@@ -7,6 +7,7 @@ since. Answers are the manifest's types, so that backup and restore compare like
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from backupd import marks
 from backupd.contract import Facts, Relation
 from backupd.manifest import DatabaseProperties, Extension, Grant, Membership, Recovery, Role, Setting
 from backupd.postgres import Session
@@ -56,26 +57,34 @@ def database_bytes(session: Session) -> int:
 
 
 def databases(session: Session) -> list[str]:
-    """The cluster's databases that accept connections, templates apart, sorted."""
-    query = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
-    return [str(row[0]) for row in session.rows(query)]
+    """The cluster's databases that accept connections, sorted; without templates and those that backupd made."""
+    query = (
+        "SELECT datname, shobj_description(oid, 'pg_database') FROM pg_database"
+        " WHERE datallowconn AND NOT datistemplate ORDER BY datname"
+    )
+    return [str(name) for name, comment in session.rows(query) if not marks.is_ours(name, comment)]
 
 
-def properties(session: Session) -> DatabaseProperties:
-    """What CREATE DATABASE, ALTER DATABASE and COMMENT need to make an equal one."""
+def properties(session: Session, database: str | None = None) -> DatabaseProperties:
+    """What CREATE DATABASE, ALTER DATABASE and COMMENT need to make one like that, or like the session's own."""
     # to_jsonb, because the columns' names differ: daticulocale in 15 and 16, datlocale from 17, daticurules from 16
     row, owner, encoding, comment = session.row(
         "SELECT to_jsonb(d), pg_get_userbyid(d.datdba), pg_encoding_to_char(d.encoding),"
-        " shobj_description(d.oid, 'pg_database') FROM pg_database d WHERE d.datname = current_database()"
+        " shobj_description(d.oid, 'pg_database') FROM pg_database d"
+        " WHERE d.datname = coalesce(%s, current_database())",
+        [database],
     )
     settings = session.rows(
         "SELECT coalesce(r.rolname, ''), split_part(s, '=', 1), substr(s, strpos(s, '=') + 1)"
         " FROM pg_db_role_setting d LEFT JOIN pg_roles r ON r.oid = d.setrole, unnest(d.setconfig) s"
-        " WHERE d.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1, 2"
+        " WHERE d.setdatabase = (SELECT oid FROM pg_database WHERE datname = coalesce(%s, current_database()))"
+        " ORDER BY 1, 2",
+        [database],
     )
     grants = session.rows(
         "SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable FROM pg_database d, aclexplode(d.datacl) a"
-        " LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE d.datname = current_database() ORDER BY 1, 2"
+        " LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE d.datname = coalesce(%s, current_database()) ORDER BY 1, 2",
+        [database],
     )
     return DatabaseProperties(
         owner=owner,

@@ -19,7 +19,16 @@ import psycopg
 from psycopg import conninfo, sql
 
 from backupd import connection, scratch
-from backupd.errors import AccessRefused, BackupdError, DatabaseError, Locked, NoRoom, ReplicaConflict, UsageError
+from backupd.errors import (
+    AccessRefused,
+    BackupdError,
+    DatabaseError,
+    Locked,
+    NoRoom,
+    ReplicaConflict,
+    TargetRefused,
+    UsageError,
+)
 
 LOCK_KEYS = (0x6261636B, 1)
 """The advisory lock of a backup: two integers, "back" and 1; advisory locks are per database."""
@@ -114,6 +123,16 @@ class Session:
         ):
             for row in copy:
                 yield bytes(row)
+
+    def script(self, text: str) -> None:
+        """Runs somebody's SQL, all of it in one transaction unless it says otherwise; an error names its line."""
+        try:
+            self._link.execute(text.encode())
+        except psycopg.Error as exc:
+            error = _translate(exc, self.place)
+            if (position := exc.diag.statement_position) is not None:
+                error.message = f"line {text.count(chr(10), 0, int(position) - 1) + 1}: {error.message}"
+            raise error from exc
 
     def cancel(self) -> None:
         """Asks the server to cancel what another thread runs on this session."""
@@ -316,6 +335,7 @@ _CLASSES: Mapping[str, type[BackupdError]] = {
     "28": AccessRefused,  # invalid authorization
     "42501": AccessRefused,  # insufficient privilege
     "3D000": UsageError,  # no such database
+    "55006": TargetRefused,  # a database to rename or drop has sessions
     "53100": NoRoom,  # disk full
     "40001": ReplicaConflict,  # on a standby: a recovery conflict
 }
@@ -325,6 +345,7 @@ _CONNECT_WORDS: Sequence[tuple[str, type[BackupdError]]] = (
     ("password authentication failed", AccessRefused),
     ("no password supplied", AccessRefused),
     ("no pg_hba.conf entry", AccessRefused),
+    ("pg_hba.conf rejects", AccessRefused),
     ("authentication failed", AccessRefused),
     ("certificate", AccessRefused),
     ('role "', AccessRefused),

@@ -17,6 +17,7 @@ from backupd.selector import name_of
 if TYPE_CHECKING:  # a quarter of a second of psycopg, which `list` does not need
     from backupd.drill import Drilled
     from backupd.finding import Finding
+    from backupd.preflight import Plan as RestorePlan
     from backupd.restore import Restored
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -223,6 +224,16 @@ def finding(found: "Finding") -> str:
     """One line of `doctor`: status, name, what was found; what to do about it on the next."""
     line = f"{found.status:<4}  {found.name}: {found.text}"
     return printable(line) + (f"\n      hint: {printable(found.hint)}" if found.hint else "")
+
+
+def restore_plan(chosen: "RestorePlan") -> str:
+    """What `restore --plan` shows: each finding, then each step, or that nothing would be done, and for how long."""
+    failed = sum(each.status == "fail" for each in chosen.findings)
+    lines = [finding(each) for each in chosen.findings]
+    if failed:
+        return "\n".join([*lines, f"{failed} checks failed: nothing would be written"])
+    lines += [printable(f"{number}. {step}") for number, step in enumerate(chosen.steps, start=1)]
+    return "\n".join([*lines, f"this takes about {duration(chosen.seconds)}, by {chosen.basis}; nothing was written"])
 
 
 def error(exc: BackupdError) -> str:

@@ -1,20 +1,22 @@
 """Restores a backup into a new database, or an existing empty one, and believes it only after comparing.
 
 Preflight touches nothing; then members by range into scratch, every sha256 checked; a database that is closed to
-others; pg_restore; the contract compared; ANALYZE; only then is it opened. pg_restore gets a folder of regular files
-because it takes nothing else any more (postgres.md 1: pipes are refused since November 2026).
+others; pg_restore; the contract compared; ANALYZE; only then is it opened, or takes a live database's name.
+pg_restore gets a folder of regular files because it takes nothing else any more (postgres.md 1: pipes are refused since
+November 2026).
 """
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from backupd import archive, dump, log, postgres, roles, scratch, selection, target, toc
+from backupd import archive, dump, facts, log, postgres, preflight, roles, scratch, selection, swap, target, toc
 from backupd.catalog import Catalog, archive_key
-from backupd.errors import RestoreFailed, TargetRefused, UsageError, VerificationFailed, VersionMismatch
-from backupd.manifest import Backup, Contract, DatabaseProperties, Index, Manifest, Member
+from backupd.errors import AccessRefused, BackupdError, RestoreFailed, UsageError, VerificationFailed, VersionMismatch
+from backupd.manifest import Backup, Contract, DatabaseProperties, Index, Manifest
 from backupd.progress import Progress
 from backupd.selector import name_of
 
@@ -30,6 +32,8 @@ _USE_LIST = "restore.list"
 class Job:
     """Where a restore goes: `create` makes the database, else it exists and is empty.
 
+    With `live` the one that is made takes the name of that live database in the end, and its own is chosen here;
+    `yes_replace` names it where it may not look like the source. `script` runs before anybody may connect.
     `maintenance` is the database from which others are made. `keep` keeps a database that did not prove equal.
     `jobs` is the most that are used. `scratch` is a folder, or None for the system's temporary one, of which
     `scratch_limit_bytes` may be used. `wanted` are the tables and schemas to restore, or None for all. `create_roles`
@@ -48,14 +52,18 @@ class Job:
     create_roles: bool = False
     owners: bool = True
     role: str | None = None
+    live: str | None = None
+    yes_replace: str | None = None
+    script: target.Script | None = None
 
 
 @dataclass(frozen=True)
 class Restored:
     """What a restore found: each line of the contract, what could not be applied, and how long each stage took.
 
-    Of a part of a backup, also what was left out. `read_bytes` is the size of the archive's members that were read.
-    `roles` says of each role that was made what it is and what it lacks.
+        Of a part of a backup, also what was left out. `read_bytes` is the size of the archive's members that were read.
+        `roles` says of each role that was made what it is and what it lacks.
+    After a swap also where the live database is `kept`, and for how long nobody could connect.
     """
 
     database: str
@@ -65,6 +73,8 @@ class Restored:
     left_out: tuple[selection.LeftOut, ...] = ()
     read_bytes: int = 0
     roles: tuple[str, ...] = ()
+    kept: str | None = None
+    gap_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,22 +93,61 @@ class _Part:
 
     def read_bytes(self, manifest: Manifest) -> int:
         """How much of the archive is read for it."""
-        members = sum(member.size_bytes for member in _dumped(self.index))
-        return manifest.index_bytes + members + len(self.files.get(toc.NAME, b""))
+        members = sum(member.size_bytes for member in preflight.needed(self.index))
+        return manifest.index_bytes + members + len(self.toc)
+
+    @property
+    def toc(self) -> bytes:
+        """The dump's toc.dat, where it was read to cut the index."""
+        return self.files.get(toc.NAME, b"")
 
 
 def restore(
     access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, job: Job, progress: Progress
 ) -> Restored:
-    """Restores and compares. Raises what stopped it; the half-made database is then dropped unless it is to be kept."""
+    """Restores and compares. Raises what stopped it; the half-made database is then dropped unless it is to be kept.
+
+    What stops the swap of names leaves the database that has proved equal, for `--resume`; the live one is as it was.
+    """
+    live = job.live
+    if live is None:
+        return _restore(access, catalog, clients, backup, job, progress)
+    with swap.hold(access, job.maintenance, live):
+        beside = _placed(access, job)
+        with _reassuring(live):
+            restored = _restore(access, catalog, clients, backup, beside, progress)
+        stages = _Stages(progress, live)
+        with stages.timed("swap"):
+            swapped = swap.replace(access, job.maintenance, live, beside.database, backup.id)
+    refused = *restored.refused, *swapped.refused
+    log_refused(live, refused)
+    return replace(
+        restored,
+        database=live,
+        refused=refused,
+        seconds=restored.seconds | stages.seconds,
+        kept=swapped.kept,
+        gap_seconds=swapped.gap_seconds,
+    )
+
+
+def _restore(
+    access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, job: Job, progress: Progress
+) -> Restored:
     manifest = backup.manifest
     stages = _Stages(progress, job.database)
-    client = _choose_client(clients, manifest, access)
     part = _part(catalog, backup, job.wanted)
     index = part.index
-    with stages.timed("preflight"):
-        _preflight(access, job, manifest, index.contract)
-        planned = _plan_roles(access, job, index.contract)
+    with stages.timed("preflight"), _subject(access, catalog, clients, backup, part, job) as subject:
+        findings, errors = preflight.examine(subject)
+        for found in findings:
+            if found.status == "warn":
+                _log.warning("preflight.doubt", check=found.name, what=found.text, action=found.hint)
+        preflight.raise_first(errors)
+        planned = _plan_roles(subject.session, job, index.contract)
+    seconds, basis = preflight.estimate(backup, ())
+    _log.info("preflight.passed", checks=len(findings), about_seconds=seconds, by=basis)
+    client = _choose_client(clients, manifest, access)
     with scratch.open_scratch(job.scratch, manifest.id) as folder:
         with stages.timed("fetch"):
             fetch(catalog, backup, index, folder, progress, job.scratch_limit_bytes)
@@ -117,6 +166,9 @@ def restore(
             with stages.timed("compare"):
                 comparisons = target.compare(access, job.database, index.contract, jobs)
                 _require_equal(job, comparisons)
+            if job.script is not None:
+                with stages.timed("sql"):
+                    target.run_script(access, job.database, job.script, _like(access, job, index.contract))
             with stages.timed("analyze"):
                 refused += target.analyze(access, job.database, jobs)
     return Restored(
@@ -148,6 +200,51 @@ def _part(catalog: Catalog, backup: Backup, wanted: selection.Wanted | None) -> 
     return _Part(replace(index, members=kept, contract=contract), chosen.left_out, files)
 
 
+def plan(
+    access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, job: Job
+) -> tuple[preflight.Plan, list[BackupdError]]:
+    """What `restore` would do and find, and what would stop it; nothing is written."""
+    job = _placed(access, job)
+    part = _part(catalog, backup, job.wanted)
+    with _subject(access, catalog, clients, backup, part, job) as subject:
+        findings, errors = preflight.examine(subject)
+        steps = [*preflight.steps(subject, job.script.name if job.script else None)]
+        steps += [f"leave out {each.name}: {each.reason}" for each in part.left_out]
+        steps += [
+            f"first make {roles.describe(each)}" for each in _plan_roles(subject.session, job, part.index.contract)
+        ]
+    others = catalog.backups(backup.source.server, backup.source.database).backups
+    seconds, basis = preflight.estimate(backup, others)
+    name = str(name_of(backup))
+    return preflight.Plan(name, job.live or job.database, tuple(steps), tuple(findings), seconds, basis), errors
+
+
+def _placed(access: postgres.Access, job: Job) -> Job:
+    """The job with a name for the database to make beside a live one."""
+    if job.live is None:
+        return job
+    with postgres.connect(access, job.maintenance) as session:
+        return replace(job, database=swap.beside_name(session, job.live))
+
+
+def _like(access: postgres.Access, job: Job, contract: Contract) -> DatabaseProperties:
+    """What the restored database will be like: the live one, or the source."""
+    if job.live is None:
+        return _of_source(access, job, contract.database)
+    with postgres.connect(access, job.maintenance) as session:
+        return facts.properties(session, job.live)
+
+
+@contextlib.contextmanager
+def _reassuring(live: str) -> Iterator[None]:
+    """When the block raises: says that the live database was not touched, which is the first thing to know."""
+    try:
+        yield
+    except BackupdError as exc:
+        exc.detail = " ".join(filter(None, (exc.detail, f"Database {live} is as it was.")))
+        raise
+
+
 def fetch(
     catalog: Catalog,
     backup: Backup,
@@ -161,7 +258,7 @@ def fetch(
     Raises NoRoom, before a byte is read, where the folder or the limit has too little room. When this raises, they are
     gone and the folder with them: half a dump must not be taken for one.
     """
-    wanted = _dumped(index)
+    wanted = list(preflight.needed(index))
     needed_bytes = sum(member.size_bytes for member in wanted)
     progress.begin("fetch", backup.id, total_members=len(wanted), total_bytes=needed_bytes)
     try:
@@ -173,11 +270,6 @@ def fetch(
         with contextlib.suppress(OSError):  # it was not empty
             folder.rmdir()
         raise
-
-
-def _dumped(index: Index) -> list[Member]:
-    """The members that pg_dump wrote."""
-    return [member for member in index.members if member.name not in (archive.README_NAME, archive.INDEX_NAME)]
 
 
 def _choose_client(clients: list[dump.Client], manifest: Manifest, access: postgres.Access) -> dump.Client:
@@ -203,27 +295,41 @@ def _choose_client(clients: list[dump.Client], manifest: Manifest, access: postg
     return client
 
 
-def _preflight(access: postgres.Access, job: Job, manifest: Manifest, contract: Contract) -> None:
-    """Everything that can be known before anything is written."""
+@contextlib.contextmanager
+def _subject(
+    access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, part: _Part, job: Job
+) -> Iterator[preflight.Subject]:
+    """What the preflight looks at, with a session in the database that it looks from."""
     with contextlib.ExitStack() as stack:
         try:
             session = stack.enter_context(postgres.connect(access, _first_database(job)))
         except UsageError as exc:
             hint = "Give --as, which makes the database." if not job.create else "Set BACKUPD_TARGET__DATABASE."
             raise UsageError(exc.message, detail=exc.detail, hint=hint) from exc
-        if access.standby:
-            hint = "Name the primary in BACKUPD_TARGET__HOST."
-            raise TargetRefused(f"target is a standby: {session.place}", hint=hint)
-        if job.create:
-            target.require_new(session, job.database)
-        else:
-            target.require_empty(session)
-        if not job.create_roles:
-            target.require_roles(session, contract.roles if job.owners else contract.named_roles)
-        if job.role is not None:
-            roles.require_role(session, job.role)
-        if manifest.filter is None:  # a filtered dump holds no extensions
-            target.require_extensions(session, contract)
+        key = archive_key(name_of(backup))
+        yield preflight.Subject(
+            access=access,
+            session=session,
+            backup=backup,
+            index=part.index,
+            client=lambda: _choose_client(clients, backup.manifest, access),
+            toc=functools.cache(lambda: toc.read_toc(part.toc or archive.read_toc(catalog.store, key, part.index))),
+            database=job.database,
+            create=job.create,
+            live=job.live,
+            yes_replace=job.yes_replace,
+            roles=_needed_roles(job, part.index.contract),
+            role=job.role,
+            scratch=job.scratch,
+            scratch_limit_bytes=job.scratch_limit_bytes,
+        )
+
+
+def _needed_roles(job: Job, contract: Contract) -> tuple[str, ...]:
+    """The roles that must be there already."""
+    if job.create_roles:
+        return ()
+    return contract.roles if job.owners else contract.named_roles
 
 
 def _first_database(job: Job) -> str:
@@ -231,18 +337,17 @@ def _first_database(job: Job) -> str:
     return job.maintenance if job.create else job.database
 
 
-def _plan_roles(access: postgres.Access, job: Job, contract: Contract) -> tuple[roles.Planned, ...]:
+def _plan_roles(session: postgres.Session, job: Job, contract: Contract) -> tuple[roles.Planned, ...]:
     """The roles to make, shown before anything is written."""
     if not job.create_roles:
         return ()
-    with postgres.connect(access, _first_database(job)) as session:
-        planned = roles.plan(session, contract)
+    planned = roles.plan(session, contract)
     for each in planned:
         _log.info("role.planned", role=each.role.name, what=roles.describe(each))
     return planned
 
 
-def _like(access: postgres.Access, job: Job, properties: DatabaseProperties) -> DatabaseProperties:
+def _of_source(access: postgres.Access, job: Job, properties: DatabaseProperties) -> DatabaseProperties:
     """The source's properties; without owners, those that need no role but the one that everything belongs to."""
     if job.owners:
         return properties
@@ -260,12 +365,13 @@ def _database(access: postgres.Access, job: Job, contract: Contract, backup_id: 
     closed, and named.
     """
     refused: list[str] = []
-    if job.create:
-        like = _like(access, job, contract.database)
+    if job.live is not None:
+        with _beside(access, job, job.live, contract, backup_id), _named_if_left(job):
+            yield refused
+    elif job.create:
+        like = _like(access, job, contract)
         with target.new_database(access, job.maintenance, job.database, like, backup_id, keep=job.keep):
-            if job.role is not None:  # it could make nothing in a database of somebody else
-                with postgres.connect(access, job.maintenance) as session:
-                    session.execute("ALTER DATABASE {} OWNER TO {}", [job.database, job.role])
+            _give(access, job)
             with _named_if_left(job):
                 yield refused
             with postgres.connect(access, job.maintenance) as session:
@@ -277,8 +383,45 @@ def _database(access: postgres.Access, job: Job, contract: Contract, backup_id: 
             yield refused
         with postgres.connect(access, job.database) as session:
             refused += target.open_existing(session, job.database, before)
+    log_refused(job.database, refused)
+
+
+@contextlib.contextmanager
+def _beside(access: postgres.Access, job: Job, live: str, contract: Contract, backup_id: str) -> Iterator[None]:
+    """The database that is to take the live one's name: in its tablespace, and marked as ready after the block."""
+    with postgres.connect(access, job.maintenance) as session:
+        beside = target.Beside(live, swap.tablespace(session, live))
+    with target.new_database(
+        access, job.maintenance, job.database, contract.database, backup_id, keep=job.keep, beside=beside
+    ):
+        _give(access, job)
+        _require_admission(access, job.database)
+        yield
+        with postgres.connect(access, job.maintenance) as session:
+            swap.mark_ready(session, job.database, backup_id, live)
+
+
+def _give(access: postgres.Access, job: Job) -> None:
+    """Makes the role that everything will belong to the owner: it could make nothing in a database of somebody else."""
+    if job.role is not None:
+        with postgres.connect(access, job.maintenance) as session:
+            session.execute("ALTER DATABASE {} OWNER TO {}", [job.database, job.role])
+
+
+def _require_admission(access: postgres.Access, database: str) -> None:
+    """Raises AccessRefused where the server lets us into others, but not into a database of that name."""
+    try:
+        with postgres.connect(access, database):
+            pass
+    except AccessRefused as exc:
+        hint = "The server's pg_hba.conf must admit the role to databases that a restore makes, named ..._beside_..."
+        raise AccessRefused(exc.message, detail=exc.detail, hint=hint) from exc
+
+
+def log_refused(database: str, refused: Iterable[str]) -> None:
+    """Names what the target did not let us apply; the data are there all the same."""
     for what in refused:
-        _log.warning("target.refused", database=job.database, what=what, action="apply it by hand as a superuser")
+        _log.warning("target.refused", database=database, what=what, action="apply it by hand as a superuser")
 
 
 @contextlib.contextmanager

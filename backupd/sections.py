@@ -44,6 +44,11 @@ RUN_VARIABLES: Mapping[str, str] = {
     "BACKUPD_RESTORE_BACKUP": "`restore`: the backup, by id or as `app@latest`",
     "BACKUPD_RESTORE_AS": "`restore --as`: the name of a new database",
     "BACKUPD_RESTORE_INTO": "`restore --into`: an existing, empty database",
+    "BACKUPD_RESTORE_REPLACE": "`restore --replace`: the live database whose place the restored one takes",
+    "BACKUPD_RESTORE_YES_REPLACE": "`restore --yes-replace`: the same name, where it does not look like the source",
+    "BACKUPD_RESTORE_SQL": "`restore --sql`: a file of SQL to run before the restored database is opened",
+    "BACKUPD_RESTORE_PLAN": "`restore --plan`: `true` only checks and says what would be done",
+    "BACKUPD_RESTORE_RESUME": "`restore --resume`: the live database beside which a restore was cut off",
     "BACKUPD_RESTORE_TABLE": "`restore --table`: only these tables, as `schema.table`, separated by commas",
     "BACKUPD_RESTORE_SCHEMA": "`restore --schema`: only these schemas, separated by commas",
     "BACKUPD_RESTORE_KEEP": "`restore --keep`: keep what was restored even where it did not prove equal",
@@ -53,6 +58,7 @@ RUN_VARIABLES: Mapping[str, str] = {
     "BACKUPD_RESTORE_ROLE": "`restore --role`: the role that everything belongs to, without owners and grants",
     "BACKUPD_DRILL_BACKUP": "`drill`: the backup, by id or as `app@latest`",
     "BACKUPD_DRILL_NEWEST_UNDRILLED": "`drill --newest-undrilled`: by turns the newest of each database, if undrilled",
+    "BACKUPD_UNDO_DATABASE": "`undo`: the live database to swap back",
     "BACKUPD_CHECK_MAX_AGE": "`check --max-age`: how old the newest backup may be",
 }
 """Variables that set a flag of one run, for Jobs that are made from a template and take no arguments."""

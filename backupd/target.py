@@ -14,24 +14,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import LiteralString, TypeVar
 
-from backupd import facts, log, threads
+from backupd import facts, log, marks, threads
 from backupd.contract import Relation
 from backupd.errors import AccessRefused, BackupdError, DatabaseError, Interrupted, TargetRefused, UsageError
 from backupd.manifest import Contract, DatabaseProperties, Table
 from backupd.manifest import Sequence as SequenceValue
 from backupd.postgres import Access, Session, connect
 
-NAME_LIMIT_BYTES = 63
-
-_MARK = "backupd is restoring this database from {}; not compared yet"
 _WAS_OPEN = "; PUBLIC could connect before"
-_MARKED = re.compile(r"backupd is restoring this database from \S+; not compared yet")
 
 _DROP_PAUSES_SECONDS = (0.0, 0.5, 1.5, 3.0)
 """Before each try of a drop: when one of its processes was killed, a server is back after a recovery."""
 
+Step = tuple[LiteralString, list[str], list[str | int]]
+"""A statement with its names and its literals, as `Session.execute` takes them."""
+
 _Name = tuple[str, str]
-_Step = tuple[LiteralString, list[str], list[str | int]]
 _Task = TypeVar("_Task")
 _Answer = TypeVar("_Answer")
 
@@ -72,8 +70,8 @@ def require_new(session: Session, name: str) -> None:
         length_bytes = len(name.encode())
     except UnicodeEncodeError:  # the command line was not UTF-8
         raise UsageError("database name is not UTF-8 text") from None
-    if not 1 <= length_bytes <= NAME_LIMIT_BYTES:
-        raise UsageError(f"database name must have 1 to {NAME_LIMIT_BYTES} bytes, not {length_bytes}")
+    if not 1 <= length_bytes <= marks.NAME_LIMIT_BYTES:
+        raise UsageError(f"database name must have 1 to {marks.NAME_LIMIT_BYTES} bytes, not {length_bytes}")
     query: LiteralString = (
         "SELECT quote_ident(d.datname), coalesce(shobj_description(d.oid, 'pg_database'), ''),"
         " (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid) FROM pg_database d WHERE datname = %s"
@@ -88,7 +86,8 @@ def require_new(session: Session, name: str) -> None:
 
 
 def _exists(name: str, quoted: str, comment: str, sessions: int) -> TargetRefused:
-    if not _MARKED.match(comment):
+    mark = marks.read(comment)
+    if mark is None or mark.state != "restoring":
         return TargetRefused(
             f"database {name} exists already",
             detail="A restore never writes into a database that holds anything.",
@@ -169,17 +168,33 @@ def require_extensions(session: Session, contract: Contract) -> None:
 # --- made, closed, opened, dropped
 
 
+@dataclass(frozen=True)
+class Beside:
+    """The live database that a new one is to replace, and its tablespace (None: that of template0)."""
+
+    live: str
+    tablespace: str | None = None
+
+
 @contextlib.contextmanager
 def new_database(
-    access: Access, maintenance: str, name: str, like: DatabaseProperties, backup_id: str, *, keep: bool
+    access: Access,
+    maintenance: str,
+    name: str,
+    like: DatabaseProperties,
+    backup_id: str,
+    *,
+    keep: bool,
+    beside: Beside | None = None,
 ) -> Iterator[None]:
     """A new database, equal to the source's and closed to others; dropped when the block raises, unless kept."""
     made = False
     try:
         with connect(access, maintenance) as session:
-            _create(access, session, name, like)
+            _create(access, session, name, like, beside.tablespace if beside else None)
             made = True
-            _close(session, name, _MARK.format(backup_id))
+            mark = marks.Mark("restoring", backup_id, beside.live if beside else None)
+            _close(session, name, mark.text())
         yield
     except BaseException:
         if made and not keep:
@@ -187,7 +202,7 @@ def new_database(
         raise
 
 
-def _create(access: Access, session: Session, name: str, like: DatabaseProperties) -> None:
+def _create(access: Access, session: Session, name: str, like: DatabaseProperties, tablespace: str | None) -> None:
     words: list[LiteralString] = ["CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}"]
     literals: list[str] = [like.encoding, like.collate, like.ctype]
     if like.locale_provider == "i" and like.locale is not None:
@@ -201,8 +216,10 @@ def _create(access: Access, session: Session, name: str, like: DatabasePropertie
         literals.append(like.locale)
     if like.locale_provider == "c" and access.major >= 15:
         words.append("LOCALE_PROVIDER libc")
+    if tablespace is not None:
+        words[0] = words[0].replace("template0", "template0 TABLESPACE {}")
     try:
-        session.execute(" ".join(words), [name], literals)
+        session.execute(" ".join(words), [name, *([tablespace] if tablespace is not None else [])], literals)
     except DatabaseError as exc:
         hint = "The locale and encoding are the source's; the target's operating system must have that locale."
         raise DatabaseError(f"could not create database {name}: {exc.message}", detail=exc.detail, hint=hint) from exc
@@ -223,10 +240,10 @@ def close(session: Session, name: str, backup_id: str) -> Before:
         " FROM pg_database WHERE datname = current_database()"
     )
     before = Before(comment, public)
-    if comment is not None and _MARKED.match(comment):
-        mark, _, rest = comment.partition("\n")
-        before = Before(rest or None, public or mark.endswith(_WAS_OPEN))
-    mark = _MARK.format(backup_id) + (_WAS_OPEN if before.public else "")
+    left = marks.read(comment)
+    if comment is not None and left is not None:
+        before = Before(left.comment or None, public or comment.partition("\n")[0].endswith(_WAS_OPEN))
+    mark = marks.Mark("restoring", backup_id).text() + (_WAS_OPEN if before.public else "")
     _close(session, name, "\n".join(filter(None, (mark, before.comment))))
     return before
 
@@ -255,28 +272,42 @@ def drop(access: Access, maintenance: str, name: str) -> None:
 
 def open_new(session: Session, name: str, like: DatabaseProperties) -> list[str]:
     """Gives the database the source's settings, comment, grants and owner; what was refused is returned, as text."""
-    return _try_all(
-        session,
-        [
-            *(_setting_step(name, setting.role, setting.name, setting.value) for setting in like.settings),
-            ("ALTER DATABASE {} CONNECTION LIMIT {}", [name], [like.connection_limit]),
-            _comment_step(name, like.comment),
-            *_grant_steps(name, like),
-            ("ALTER DATABASE {} OWNER TO {}", [name, like.owner], []),
-        ],
-    )
+    return _try_all(session, property_steps(name, like))
+
+
+def property_steps(name: str, like: DatabaseProperties) -> list[Step]:
+    """What gives a closed database those settings, limit, comment and grants and, last of all, that owner."""
+    return [
+        *setting_steps(name, like),
+        ("ALTER DATABASE {} CONNECTION LIMIT {}", [name], [like.connection_limit]),
+        comment_step(name, like.comment),
+        *_grant_steps(name, like),
+        ("ALTER DATABASE {} OWNER TO {}", [name, like.owner], []),
+    ]
+
+
+def setting_steps(name: str, like: DatabaseProperties) -> list[Step]:
+    """What gives the database those settings, its own and those of roles in it."""
+    return [_setting_step(name, setting.role, setting.name, setting.value) for setting in like.settings]
 
 
 def open_existing(session: Session, name: str, before: Before) -> list[str]:
     """Gives an existing database back the comment and the openness that it had."""
-    grant: _Step = ("GRANT CONNECT ON DATABASE {} TO PUBLIC", [name], [])
-    return _try_all(session, [_comment_step(name, before.comment), *([grant] if before.public else [])])
+    grant: Step = ("GRANT CONNECT ON DATABASE {} TO PUBLIC", [name], [])
+    return _try_all(session, [comment_step(name, before.comment), *([grant] if before.public else [])])
 
 
-def _try_all(session: Session, steps: Iterable[_Step]) -> list[str]:
+def _try_all(session: Session, steps: Iterable[Step]) -> list[str]:
     """All steps at once, as others see them, but for those that are refused; a lost connection undoes all."""
-    refused = []
     session.execute("BEGIN")
+    refused = try_each(session, steps)
+    session.execute("COMMIT")
+    return refused
+
+
+def try_each(session: Session, steps: Iterable[Step]) -> list[str]:
+    """Takes the steps in the session's transaction; those that are refused are left out, and returned as text."""
+    refused = []
     for statement, names, literals in steps:
         session.execute("SAVEPOINT step")
         try:
@@ -284,11 +315,11 @@ def _try_all(session: Session, steps: Iterable[_Step]) -> list[str]:
         except (AccessRefused, DatabaseError) as exc:
             session.execute("ROLLBACK TO SAVEPOINT step")
             refused.append(f"{statement.format(*names, *('...' for _ in literals))}: {exc.message}")
-    session.execute("COMMIT")
     return refused
 
 
-def _comment_step(name: str, comment: str | None) -> _Step:
+def comment_step(name: str, comment: str | None) -> Step:
+    """What gives the database that comment, or none."""
     if comment is None:
         return "COMMENT ON DATABASE {} IS NULL", [name], []
     return "COMMENT ON DATABASE {} IS {}", [name], [comment]
@@ -308,7 +339,7 @@ _LISTS = frozenset(
 _ELEMENT = re.compile(r'"((?:[^"]|"")*)"|([^,\s]+)')
 
 
-def _setting_step(name: str, role: str, setting: str, value: str) -> _Step:
+def _setting_step(name: str, role: str, setting: str, value: str) -> Step:
     names = [name, setting] if not role else [role, name, setting]
     head: LiteralString = "ALTER DATABASE {} SET {} TO " if not role else "ALTER ROLE {} IN DATABASE {} SET {} TO "
     if setting.lower() not in _LISTS:
@@ -325,10 +356,10 @@ _GRANTS: Mapping[str, LiteralString] = {
 }
 
 
-def _grant_steps(name: str, like: DatabaseProperties) -> list[_Step]:
+def _grant_steps(name: str, like: DatabaseProperties) -> list[Step]:
     if like.grants is None:
         return [("GRANT CONNECT ON DATABASE {} TO PUBLIC", [name], [])]
-    steps: list[_Step] = [("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC", [name], [])]
+    steps: list[Step] = [("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC", [name], [])]
     for grant in like.grants:
         if grant.privilege not in _GRANTS:
             continue
@@ -409,6 +440,34 @@ def _compare_sequences(session: Session, promised: Iterable[SequenceValue]) -> I
             yield Comparison(label, sequence.last_value, found.get(name))
         else:
             yield Comparison(f"{label} unused", 1, int(name in found and found[name] is None))
+
+
+@dataclass(frozen=True)
+class Script:
+    """Somebody's SQL, and the name of its file."""
+
+    name: str
+    text: str
+
+
+def run_script(access: Access, database: str, script: Script, like: DatabaseProperties) -> None:
+    """Runs it as an application would, with the database's settings, though without timeouts. Raises what stopped it.
+
+    Sequences of statements are one transaction unless the script says otherwise. psql's own commands are none of SQL.
+    """
+    with connect(access, database) as session:
+        session.execute("BEGIN")
+        try_each(session, setting_steps(database, like))
+        session.execute("COMMIT")
+    with connect(access, database) as session:
+        session.execute("RESET search_path")
+        session.execute("RESET row_security")
+        session.execute("RESET TimeZone")
+        try:
+            session.script(script.text)
+        except BackupdError as exc:
+            hint = f"Correct {script.name} and restore again; it is SQL only, without psql's own commands."
+            raise type(exc)(f"{script.name}: {exc.message}", detail=exc.detail, hint=hint) from exc
 
 
 def analyze(access: Access, database: str, jobs: int) -> list[str]:

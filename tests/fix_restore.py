@@ -321,9 +321,9 @@ def in_s3(moto_s3: S3Server, stocked: Stocked, fault_proxy: Callable[[S3Server],
 
 
 def fetches(proxy: FaultProxy) -> bool:
-    """Whether the newest request asks for members: the first one to an archive asks for its index."""
+    """Whether the newest request asks for members: the first two to an archive ask for its index and toc.dat."""
     archives = [request for request in proxy.seen if request.endswith(".tar")]
-    return len(archives) > 1 and archives[-1] == proxy.seen[-1]
+    return len(archives) > 2 and archives[-1] == proxy.seen[-1]
 
 
 # --- a restore that can be caught in the middle

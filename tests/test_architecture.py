@@ -17,8 +17,9 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("parts of the shell", frozenset({"installation", "terminal", "render"})),
     ("settings", frozenset({"settings"})),
     ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill"})),
+    ("before a verb", frozenset({"preflight"})),
     ("memory", frozenset({"catalog"})),
-    ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "roles", "target"})),
+    ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "roles", "swap", "target"})),
     ("edges", frozenset({"archive", "dump", "postgres", "throwaway", "store.local", "store.s3"})),
     ("doors", frozenset({"process", "scratch", "store"})),
     (
@@ -31,7 +32,9 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "copytext",
                 "decode",
                 "finding",
+                "guard",
                 "manifest",
+                "marks",
                 "notation",
                 "progress",
                 "retention",
@@ -53,10 +56,13 @@ EXCEPTIONS = {
     ("content", "target"),  # several sessions at once
     ("drill", "restore"),  # a drill is a restore that is looked at more closely
     ("roles", "facts"),
+    ("swap", "facts"),
+    ("swap", "target"),  # the steps that make one database like another
     ("demo", "backup"),  # the demo is the other verbs, one after the other
     ("demo", "restore"),
     ("demo", "verify"),
     ("render", "restore"),  # for its type only
+    ("render", "preflight"),
     ("store", "store.local"),  # open_store imports them where they are opened
     ("store", "store.s3"),
     ("anomaly", "manifest"),

@@ -261,6 +261,28 @@ def test_restore_needs_one_of_as_and_into(found: Catalog, run: Callable[..., Ran
 
     assert run("restore", "latest")[0] == 2
     assert run("restore", "latest", "--as", "a", "--into", "b")[0] == 2
+    assert run("restore", "latest", "--replace", "a", "--as", "b")[0] == 2
+
+
+def test_resume_takes_nothing_that_would_be_ignored(found: Catalog, run: Callable[..., Ran]) -> None:
+    put(found)
+
+    for arguments in (("latest",), ("--as", "a"), ("--into", "a"), ("--replace", "app")):
+        code, _, err = run("restore", "--resume", "app", *arguments)
+        assert code == 2
+        assert "--resume takes no backup" in json.loads(err)["message"]
+
+
+def test_a_file_of_sql_that_cannot_be_read_is_named_before_anything_is_done(
+    found: Catalog, run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    put(found)
+    (tmp_path / "latin1.sql").write_bytes(b"-- \xe4")
+
+    for name, word in (("missing.sql", "could not read"), ("latin1.sql", "is not UTF-8 text")):
+        code, _, err = run("restore", "latest", "--as", "a", "--sql", str(tmp_path / name))
+        assert code == 2
+        assert word in json.loads(err)["message"]
 
 
 def test_a_job_without_parameters_does_nothing_and_ends_with_2(
@@ -370,3 +392,11 @@ def test_prune_says_what_is_frozen_even_where_nothing_is_due(
     put(found, timedelta(days=1), identity="1")
 
     assert "frozen: prod/app: " in run("prune")[1]
+
+
+def test_a_part_of_a_backup_never_takes_a_whole_databases_place(found: Catalog, run: Callable[..., Ran]) -> None:
+    put(found)
+    code, _, err = run("restore", "latest", "--replace", "app", "--table", "public.orders")
+
+    assert code == 2
+    assert "--as" in json.loads(err)["hint"]

@@ -365,8 +365,16 @@ def test_a_limit_on_scratch_is_kept_by_a_restore_too(
     assert "BACKUPD_SCRATCH__LIMIT" in ended.error["hint"]
 
 
+NEW_WAL = 'psql "SELECT pg_switch_wal()"; psql CHECKPOINT'
+"""Gives WAL room of its own: a server that finds none when its disk is full does not come back."""
+
+
 def test_a_target_that_fills_up_is_named_and_the_database_is_dropped(
-    postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory, tmp_path: Path
+    postgres17: PostgresServer,
+    site: MakeSite,
+    database: DatabaseFactory,
+    restore_clients: RestoreClients,
+    tmp_path: Path,
 ) -> None:
     here, source = site(postgres17), database(postgres17)
     with postgres17.connect(source) as connection:  # unlogged: the disk fills with rows, not with WAL
@@ -376,9 +384,15 @@ def test_a_target_that_fills_up_is_named_and_the_database_is_dropped(
     backup = here.take(source)
     here.remember()
     open_to_all(tmp_path)
+    filler = "CREATE UNLOGGED TABLE filler (x text); ALTER TABLE filler ALTER x SET STORAGE EXTERNAL;"
+    filler += " INSERT INTO filler SELECT repeat('x', 1 << 20) FROM generate_series(1, 90)"
+    client = client_of(postgres17, restore_clients(postgres17, f'{NEW_WAL}; psql "{filler}"; exec "$real" "$@"'))
     words = "pg_restore ended with status 1", "No space left on device"
-    with small_disk(tmp_path / "server", 100) as folder, one_server(folder) as server:  # noqa: SIM117
+    with small_disk(tmp_path / "server", 180) as folder, one_server(folder) as server:  # noqa: SIM117
         with refused(here, NoRoom, *words, server=server):
+            restore_to(here, backup, "too_large", on=server, clients=[client])
+    with small_disk(tmp_path / "server", 100) as folder, one_server(folder) as server:  # noqa: SIM117
+        with refused(here, NoRoom, "target has ", "bytes free in ", server=server):
             restore_to(here, backup, "too_large", on=server)
 
 
