@@ -1,8 +1,10 @@
 """What all tests share: the fixtures' modules, and a header that says what runs."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from backupd import throwaway
 
@@ -15,6 +17,13 @@ def _enterable(tmp_path_factory: pytest.TempPathFactory) -> None:
     for folder in (tmp_path_factory.getbasetemp(), *tmp_path_factory.getbasetemp().parents):
         if folder.stat().st_uid == os.geteuid() and folder.name and "pytest" in str(folder):
             folder.chmod(folder.stat().st_mode | 0o011)
+
+
+@pytest.fixture(autouse=True)
+def _log_of_its_own() -> Iterator[None]:
+    """Ends what a command line that ran in process set up: the stream that it logs to is closed with its test."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
