@@ -28,12 +28,13 @@ CHART = TOP / "chart"
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 KUBERNETES = "1.34.0"
 RELEASE, NAME = "shop", "shop-backupd"
-JOBS = ("backup", "restore", "drill")
+JOBS = ("backup", "restore", "drill", "refresh")
 COMPONENTS = (*JOBS, "toolbox", "doctor")
 OBJECTS = {
     "backup": f"CronJob/{NAME}",
     "restore": f"CronJob/{NAME}-restore",
     "drill": f"CronJob/{NAME}-drill",
+    "refresh": f"CronJob/{NAME}-refresh",
     "toolbox": f"Deployment/{NAME}-toolbox",
     "doctor": f"Pod/{NAME}-doctor",
     "claim": f"PersistentVolumeClaim/{NAME}",
@@ -58,6 +59,21 @@ BASE: Mapping[str, Any] = {
 }
 S3: Mapping[str, Any] = {"store.pvc.enabled": False, "store.url": "s3://bucket/prefix"}
 DRILL: Mapping[str, Any] = {"drill.enabled": True, "drill.schedule": "0 5 * * 0", "drill.image": "postgres:17"}
+REFRESH: Mapping[str, Any] = {
+    "refresh.enabled": True,
+    "refresh.schedule": "0 4 * * 1",
+    "refresh.backup": "app@latest",
+    "refresh.database": "staging",
+    "refresh.target.host": "db.staging",
+    "refresh.target.user": "postgres",
+}
+MASKED: Mapping[str, Any] = {
+    **REFRESH,
+    "refresh.target.existingSecret": "staging",
+    "refresh.target.sslmode": "verify-full",
+    "refresh.sql.existingConfigMap": "masking",
+    "refresh.sql.key": "mask.sql",
+}
 FANOUT: Mapping[str, Any] = {"fanOut.enabled": True, "source.databases": ["app", "billing", "crm"]}
 SERVICES: Mapping[str, Any] = {
     "fanOut.enabled": True,
@@ -76,10 +92,10 @@ TARGET: Mapping[str, Any] = {
     "restore.target.existingSecret": "primary",
 }
 WHOLE: Mapping[str, Mapping[str, Any]] = {
-    "pvc": {**SECRET, **TLS, **TARGET, **DRILL, **TRIGGER, **NETWORK, "backup.wait": 30, "extraEnvFrom": [{}]},
-    "s3": {**S3, **SECRET, **DRILL, **NETWORK, "store.s3.existingSecret": "s3", "store.s3.region": "eu"},
-    "fan-out": {**FANOUT, **DRILL, **TRIGGER, "scratch.storageClass": "fast", "source.secretKeys.pgpass": ""},
-    "services": {**SERVICES, **SECRET, **DRILL, "source.secretKeys.pgpass": "pgpass"},
+    "pvc": {**SECRET, **TLS, **TARGET, **DRILL, **MASKED, **TRIGGER, **NETWORK, "backup.wait": 1, "extraEnvFrom": [{}]},
+    "s3": {**S3, **SECRET, **DRILL, **REFRESH, **NETWORK, "store.s3.existingSecret": "s3", "store.s3.region": "eu"},
+    "fan-out": {**FANOUT, **DRILL, **MASKED, **TRIGGER, "scratch.storageClass": "fast", "source.secretKeys.pgpass": ""},
+    "services": {**SERVICES, **SECRET, **DRILL, **REFRESH, "source.secretKeys.pgpass": "pgpass"},
 }
 """Values that together bring out everything."""
 
@@ -151,6 +167,12 @@ def container(objects: Rendered, component: str) -> Any:
     """A component's own container."""
     [only] = pod(objects, component)["containers"]
     return only
+
+
+def own(objects: Rendered, component: str) -> list[Any]:
+    """All its containers but a drill's PostgreSQL."""
+    spec = pod(objects, component)
+    return [each for each in (*spec.get("initContainers", ()), *spec["containers"]) if each["name"] != "postgres"]
 
 
 def env(objects: Rendered, component: str) -> dict[str, Any]:
@@ -376,6 +398,29 @@ CASES: Mapping[str, Case] = {
         reference("secretKeyRef", "reader", "AWS_SECRET_ACCESS_KEY"),
         {**DRILL, **S3, "store.s3.existingSecret": "writer"},
     ),
+    "refresh.enabled": Case(True, "refresh.spec.suspend", False, REFRESH),
+    "refresh.schedule": Case("0 6 * * 0", "refresh.spec.schedule", "0 6 * * 0", REFRESH),
+    "refresh.backup": Case("app@ab12", "refresh.env.BACKUPD_RESTORE_BACKUP", "app@ab12", REFRESH),
+    "refresh.database": Case("st$ging", "refresh.env.BACKUPD_RESTORE_REPLACE", "st$$ging", REFRESH),
+    "refresh.target.host": Case("other", "refresh.env.BACKUPD_TARGET__HOST", "other", REFRESH),
+    "refresh.target.port": Case(5433, "refresh.env.BACKUPD_TARGET__PORT", "5433", REFRESH),
+    "refresh.target.user": Case("dba", "refresh.env.BACKUPD_TARGET__USER", "dba", REFRESH),
+    "refresh.target.sslmode": Case("require", "refresh.env.BACKUPD_TARGET__SSLMODE", "require", REFRESH),
+    "refresh.target.database": Case("other", "refresh.env.BACKUPD_TARGET__DATABASE", "other", REFRESH),
+    "refresh.target.existingSecret": Case(
+        "pg", "refresh.env.BACKUPD_TARGET__PASSWORD_FILE", "/etc/backupd/target/password", REFRESH
+    ),
+    "refresh.target.secretKeys.password": Case(
+        "pw", "refresh.pod.volumes.target.secret", secret("staging", password="pw"), MASKED
+    ),
+    "refresh.sql.existingConfigMap": Case(
+        "mine",
+        "refresh.pod.volumes.sql.configMap",
+        {"name": "mine", "optional": True, "items": [{"key": "mask.sql", "path": "mask.sql"}]},
+        MASKED,
+    ),
+    "refresh.sql.key": Case("a.sql", "refresh.env.BACKUPD_RESTORE_SQL", "/etc/backupd/sql/a.sql", MASKED),
+    "refresh.podDeadlineSeconds": Case(60, "refresh.pod.activeDeadlineSeconds", 60, REFRESH),
     "toolbox.enabled": Case(False, "toolbox", None),
     "toolbox.replicas": Case(1, "toolbox.spec.replicas", 1),
     "serviceAccount.create": Case(False, "backup.pod.serviceAccountName", "default"),
@@ -434,6 +479,13 @@ MUST_BE_SET = {
     "restore.target.user",
     "drill.image",
     "drill.schedule",
+    "refresh.backup",
+    "refresh.database",
+    "refresh.schedule",
+    "refresh.sql.existingConfigMap",
+    "refresh.sql.key",
+    "refresh.target.host",
+    "refresh.target.user",
     "trigger.rbac.serviceAccountName",
 }
 """Values without which, and with what stands beside them in CASES, nothing is rendered."""
@@ -520,6 +572,13 @@ REFUSALS: Sequence[tuple[Mapping[str, Any], str]] = (
     ({"restore.target.host": "primary"}, "restore.target.host is set, but restore.target.user is not"),
     ({**DRILL, "drill.schedule": ""}, 'no schedule of drills: set drill.schedule, such as "0 5 * * 0"'),
     ({**DRILL, "drill.image": ""}, "no image for drills: set drill.image"),
+    ({**REFRESH, "refresh.schedule": ""}, 'no schedule of refreshes: set refresh.schedule, such as "0 4 * * 1"'),
+    ({**REFRESH, "refresh.backup": ""}, "no backup for refreshes: set refresh.backup, such as app@latest"),
+    ({**REFRESH, "refresh.database": ""}, "no database for refreshes: set refresh.database to the one that is"),
+    ({**REFRESH, "refresh.target.host": ""}, "refresh.target.user; the source's would lose live data"),
+    ({**REFRESH, "refresh.target.user": ""}, "no server for refreshes: set refresh.target.host and refresh.target"),
+    ({**MASKED, "refresh.sql.key": ""}, "refresh.sql.existingConfigMap and refresh.sql.key go together"),
+    ({**REFRESH, "refresh.sql.key": "a"}, "refresh.sql.existingConfigMap and refresh.sql.key go together"),
     ({**TRIGGER, "trigger.rbac.serviceAccountName": ""}, "set trigger.rbac.serviceAccountName to who may start"),
     ({"extraEnv": [KEEP, KEEP]}, "extraEnv has x twice"),
 )
@@ -684,8 +743,8 @@ def test_the_forms_have_every_object() -> None:
 
 
 def test_no_variable_is_empty_or_comes_twice(whole: Rendered) -> None:
-    for component in components(whole):
-        every = container(whole, component)["env"]
+    for one in (one for component in components(whole) for one in own(whole, component)):
+        every = one["env"]
         assert len({each["name"] for each in every}) == len(every)
         for each in every:
             assert each.get("valueFrom") or (isinstance(each["value"], str) and each["value"].strip()), each
@@ -694,7 +753,8 @@ def test_no_variable_is_empty_or_comes_twice(whole: Rendered) -> None:
 def test_every_variable_of_backupd_is_one_of_its_settings(whole: Rendered) -> None:
     known = {name for one in variables() for name in (one.name, one.file_name)} | set(RUN_VARIABLES)
     for component in components(whole):
-        assert {name for name in env(whole, component) if name.startswith("BACKUPD_")} <= known
+        for one in own(whole, component):
+            assert {each["name"] for each in one["env"] if each["name"].startswith("BACKUPD_")} <= known
 
 
 def test_every_reference_to_a_secret_is_optional_so_that_none_hangs_a_pod(whole: Rendered) -> None:
@@ -749,7 +809,8 @@ def test_every_file_that_a_variable_names_is_mounted(whole: Rendered) -> None:
         for volume in pod(whole, component)["volumes"]:
             items = volume.get("secret", {}).get("items", [])
             files |= {f"/etc/backupd/{volume['name']}/{item['path']}" for item in items}
-            files |= {"/etc/backupd/services/pg_service.conf"} if "configMap" in volume else set()
+            files |= {"/etc/backupd/services/pg_service.conf"} if volume["name"] == "services" else set()
+            files |= {"/etc/backupd/sql/mask.sql"} if volume["name"] == "sql" else set()
         named = {value for value in env(whole, component).values() if str(value).startswith("/etc/backupd/")}
         assert named == files
 
@@ -810,7 +871,7 @@ def test_names_of_cronjobs_fit_into_52_characters(release: str) -> None:
     objects = render({**WHOLE["pvc"], **{"fullnameOverride": ""}}, release)
     names = [key.partition("/")[2] for key in objects if key.startswith("CronJob/")]
 
-    assert len(names) == 3
+    assert len(names) == 4
     for name in names:
         assert len(name) <= 52
         assert re.fullmatch("[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
@@ -907,7 +968,7 @@ def test_a_restore_has_no_arguments_so_that_its_environment_names_the_verb() -> 
 
 
 def test_a_restore_is_not_stopped_by_a_retention_that_is_wrong() -> None:
-    objects = render(DRILL)
+    objects = render({**DRILL, **REFRESH})
     with_retention = {c for c in COMPONENTS if "BACKUPD_RETENTION__KEEP_DAILY" in env(objects, c)}
 
     assert with_retention == {"backup", "toolbox", "doctor"}
@@ -926,7 +987,7 @@ def test_backups_are_filed_under_the_releases_name() -> None:
 
 
 def test_only_who_restores_has_the_target_and_its_password() -> None:
-    objects = render({**TARGET, **DRILL})
+    objects = render({**TARGET, **DRILL, **REFRESH})
     having = {c for c in COMPONENTS if "BACKUPD_TARGET__PASSWORD_FILE" in env(objects, c)}
 
     assert having == {"restore", "toolbox", "doctor"}
@@ -978,9 +1039,50 @@ def test_a_drills_server_is_a_sidecar_that_nobody_else_reaches() -> None:
     assert not server.get("ports")
 
 
+def test_a_refresh_replaces_on_its_own_server_and_has_nothing_of_the_source() -> None:
+    objects = render({**MASKED, **SECRET, **TARGET, **TLS, "source.tls.certKey": "crt", "source.tls.keyKey": "key"})
+    variables_ = env(objects, "refresh")
+
+    assert not {"args", "command"} & set(container(objects, "refresh"))
+    assert {name: value for name, value in variables_.items() if "RESTORE" in name or name == "BACKUPD_COMMAND"} == {
+        "BACKUPD_COMMAND": "restore",
+        "BACKUPD_RESTORE_BACKUP": "app@latest",
+        "BACKUPD_RESTORE_REPLACE": "staging",
+        "BACKUPD_RESTORE_YES_REPLACE": "staging",
+        "BACKUPD_RESTORE_SQL": "/etc/backupd/sql/mask.sql",
+    }
+    assert {name for name in variables_ if name.startswith(("BACKUPD_SOURCE", "PG"))} == {"BACKUPD_SOURCE__SERVER"}
+    assert (variables_["BACKUPD_TARGET__HOST"], variables_["BACKUPD_TARGET__USER"]) == ("db.staging", "postgres")
+    volumes = {each["name"]: each["secret"] for each in pod(objects, "refresh")["volumes"] if "secret" in each}
+    assert volumes == {
+        "tls": secret("tls", **{"ca.crt": "ca.crt"}),
+        "target": secret("staging", password="POSTGRES_PASSWORD"),
+    }
+    assert look(objects, "refresh.job.backoffLimit") == 0
+
+
+def test_a_refresh_first_drops_what_the_last_one_kept_in_a_container_that_differs_by_that_alone() -> None:
+    objects = render({**MASKED, "refresh.database": "st$(ging)"})
+    [forget] = pod(objects, "refresh")["initContainers"]
+
+    assert forget == {
+        **container(objects, "refresh"),
+        "name": "forget",
+        "args": ["undo", "st$$(ging)", "--drop", "--yes"],
+    }
+
+
+def test_the_target_of_refreshes_is_described_as_that_of_restores() -> None:
+    def rules(path: str) -> dict[str, Any]:
+        every = property_of(path)["properties"]
+        return {name: {key: rule for key, rule in every[name].items() if key != "description"} for name in every}
+
+    assert {**rules("refresh.target"), "secretKeys": 0} == {**rules("restore.target"), "secretKeys": 0}
+
+
 def test_no_aws_variable_is_rendered_without_a_secret() -> None:
     for component in COMPONENTS:
-        assert not [name for name in env(render({**S3, **DRILL}), component) if name.startswith("AWS_")]
+        assert not [name for name in env(render({**S3, **DRILL, **REFRESH}), component) if name.startswith("AWS_")]
     assert "AWS_SESSION_TOKEN" not in env(render({**S3, "store.s3.existingSecret": "s3"}), "backup")
 
 

@@ -193,6 +193,65 @@ def test_a_drill_restores_into_a_server_beside_it_which_ends_with_it(fleet: Clus
     fleet.until(lambda: fleet.pods_of("drill-1")[0]["status"]["phase"] == "Succeeded", "the sidecar runs on")
 
 
+STAGING = "SELECT count(*), min(text), max(text) FROM items"
+OPEN = (
+    "SELECT datallowconn, datconnlimit, has_database_privilege('public', oid, 'CONNECT')"
+    " FROM pg_database WHERE datname = 'staging'"
+)
+OID = "SELECT oid FROM pg_database WHERE datname = 'staging'"
+BESIDE = "SELECT datname FROM pg_database WHERE datname LIKE 'staging\\_%'"
+CONTENT = "SELECT count(*), md5(string_agg(text, ',' ORDER BY n)) FROM items"
+
+
+def test_a_refresh_puts_a_masked_backup_in_stagings_place_and_one_old_copy_stays(
+    fleet: Cluster, bucket: Object
+) -> None:
+    code, message, log = fleet.run("before-the-refresh", "fleet-backupd", "BACKUPD_BACKUP_DATABASES=app")
+    assert code == 0, message + log
+    target = {"host": "postgres", "user": "postgres", "existingSecret": "postgres-secret"}
+    refresh = {"enabled": True, "schedule": NEVER, "backup": "fleet/app@latest", "database": "staging"}
+    refresh |= {"target": target, "sql": {"existingConfigMap": "masking", "key": "mask.sql"}}
+    fleet.install("refreshed", values(store=bucket, refresh=refresh))
+    before = fleet.sql(CONTENT)
+    template = "refreshed-backupd-refresh"
+    code, message, log = fleet.run("refresh-unmasked", template)
+    assert (code, "could not read /etc/backupd/sql/mask.sql" in message) == (2, True), message + log
+    fleet.apply(config_map("masking", {"mask.sql": "UPDATE items SET text = 'masked'"}))
+    code, message, log = fleet.run("refresh-nothing", template)
+    assert (code, "there is no database staging to replace" in message) == (2, True), message + log
+    assert fleet.sql(BESIDE) == ""
+
+    fleet.sql("CREATE DATABASE staging")
+    oids = [fleet.sql(OID)]
+    for number in (1, 2):
+        code, message, log = fleet.run(f"refresh-{number}", template)
+        assert code == 0, message + log
+        assert fleet.sql(STAGING, "staging") == f"{ROWS}|masked|masked"
+        assert fleet.sql(OPEN) == "t|-1|t"
+        assert fleet.sql(BESIDE).startswith("staging_before_")
+        assert len(fleet.sql(BESIDE).splitlines()) == 1
+        oids.append(fleet.sql(OID))
+    assert len(set(oids)) == 3
+    assert fleet.sql(STAGING, fleet.sql(BESIDE)) == f"{ROWS}|masked|masked"
+
+    code, message, log = undone(fleet, template)
+    assert code == 0, message + log
+    assert fleet.sql(OID) == oids[1]
+    assert fleet.sql(CONTENT) == before
+
+
+def undone(cluster: Cluster, template: str) -> tuple[int, str, str]:
+    """How a Job ends that swaps staging back, as the chart's README makes it: without the container that forgets."""
+    made = cluster.kubectl("create", "job", "undo-1", f"--from=cronjob/{template}", "--dry-run=client", "-oyaml")
+    removed = json.dumps([{"op": "remove", "path": "/spec/template/spec/initContainers"}])
+    made = cluster.kubectl("patch", "--local", "-f", "-", "--type=json", "-p", removed, "-oyaml", given=made)
+    variables = ("BACKUPD_COMMAND=undo", "BACKUPD_UNDO_DATABASE=staging")
+    made = cluster.kubectl("set", "env", "--local", "-f", "-", *variables, "-oyaml", given=made)
+    cluster.kubectl("create", "-f", "-", given=made)
+    cluster.ended("undo-1")
+    return (*cluster.termination("undo-1"), cluster.log("undo-1"))
+
+
 @pytest.mark.parametrize("path", sorted((CHART / "examples").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_api_server_accepts_every_example(path: Path, cluster: Cluster) -> None:
     version = json.loads(cluster.kubectl("version", "-ojson"))["serverVersion"]["gitVersion"]

@@ -12,12 +12,18 @@ backupd an empty variable is a mistake. What extraEnv names is left to it: Helm 
 {{- concat $env .root.Values.extraEnv | toYaml }}
 {{- end }}
 
-{{/* No component has more than it needs: a drill no password of the source, a restore no retention that is wrong. */}}
+{{/*
+No component has more than it needs: a drill and a refresh no password of the source, a restore no retention that is
+wrong.
+*/}}
 {{- define "backupd.env.parts" -}}
-{{- if ne .component "drill" }}
+{{- if not (has .component (list "drill" "refresh")) }}
 {{- include "backupd.env.source" . }}
+{{- else if not .root.Values.source.services }}
+- name: BACKUPD_SOURCE__SERVER
+  value: {{ default .root.Release.Name .root.Values.source.server | quote }}
 {{- end }}
-{{- if has .component (list "restore" "toolbox" "doctor") }}
+{{- if has .component (list "restore" "refresh" "toolbox" "doctor") }}
 {{- include "backupd.env.target" . }}
 {{- end }}
 {{- include "backupd.env.store" . }}
@@ -33,16 +39,27 @@ backupd an empty variable is a mistake. What extraEnv names is left to it: Helm 
 {{- else if eq .component "restore" }}
 - name: BACKUPD_COMMAND
   value: restore
+{{- else if eq .component "refresh" }}
+{{- $refresh := .root.Values.refresh }}
+- name: BACKUPD_COMMAND
+  value: restore
+- name: BACKUPD_RESTORE_BACKUP
+  value: {{ $refresh.backup | replace "$" "$$" | quote }}
+- name: BACKUPD_RESTORE_REPLACE
+  value: {{ $refresh.database | replace "$" "$$" | quote }}
+# It never looks like the one that was backed up: it is in another cluster, and has another name.
+- name: BACKUPD_RESTORE_YES_REPLACE
+  value: {{ $refresh.database | replace "$" "$$" | quote }}
+{{- if $refresh.sql.key }}
+- name: BACKUPD_RESTORE_SQL
+  value: /etc/backupd/sql/{{ $refresh.sql.key }}
+{{- end }}
 {{- else if eq .component "doctor" }}
 {{- with .root.Values.source.services }}
 - name: PGSERVICE
   value: {{ (first .).name | quote }}
 {{- end }}
 {{- else if eq .component "drill" }}
-{{- if not .root.Values.source.services }}
-- name: BACKUPD_SOURCE__SERVER
-  value: {{ default .root.Release.Name .root.Values.source.server | quote }}
-{{- end }}
 - name: BACKUPD_DRILL__URL
   value: postgresql://postgres@127.0.0.1/postgres?sslmode=disable
 - name: BACKUPD_DRILL__PASSWORD
@@ -128,14 +145,13 @@ $(NAME) in a variable's value is another one's to Kubernetes, unless the dollar 
 {{- end }}
 
 {{- define "backupd.env.target" -}}
-{{- $target := .root.Values.restore.target }}
-{{- $tls := .root.Values.source.tls }}
+{{- $target := include "backupd.target" . | fromYaml }}
 {{- include "backupd.env.section" (dict "section" "TARGET" "values" (omit $target "existingSecret" "secretKeys")) }}
 {{- if $target.existingSecret }}
 - name: BACKUPD_TARGET__PASSWORD_FILE
   value: /etc/backupd/target/password
 {{- end }}
-{{- if and $tls.existingSecret $tls.caKey $target.host (hasPrefix "verify-" $target.sslmode) }}
+{{- if include "backupd.targetAuthority" . }}
 - name: BACKUPD_TARGET__SSLROOTCERT
   value: /etc/backupd/tls/ca.crt
 {{- end }}

@@ -3,7 +3,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 44 | trimSuffix "-" }}
 {{- end }}
 
-{{/* The name of all objects, where need be with a suffix. A CronJob's may have 52 characters, and -restore has 8. */}}
+{{/* The name of all objects, where need be with a suffix. A CronJob's may have 52 characters, and -refresh has 8. */}}
 {{- define "backupd.fullname" -}}
 {{- $name := include "backupd.name" . }}
 {{- $both := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) }}
@@ -46,6 +46,19 @@ annotations:
 
 {{- define "backupd.serviceAccountName" -}}
 {{- default (.Values.serviceAccount.create | ternary (include "backupd.fullname" .) "default") .Values.serviceAccount.name }}
+{{- end }}
+
+{{/* Where a component restores to, as YAML: a refresh has a server of its own. Takes root, component. */}}
+{{- define "backupd.target" -}}
+{{- eq .component "refresh" | ternary .root.Values.refresh.target .root.Values.restore.target | toYaml }}
+{{- end }}
+
+{{/* Whether the certificate authority is the target's too: it is not asked for unless sslmode does. */}}
+{{- define "backupd.targetAuthority" -}}
+{{- $target := include "backupd.target" . | fromYaml }}
+{{- with .root.Values.source.tls }}
+{{- if and .existingSecret .caKey $target.host (hasPrefix "verify-" $target.sslmode) }}true{{ end }}
+{{- end }}
 {{- end }}
 
 {{- define "backupd.claimName" -}}

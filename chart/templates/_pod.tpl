@@ -1,5 +1,5 @@
 {{/*
-The one pod of backup, restore, drill, toolbox and doctor: no other file knows containers.
+The one pod of backup, restore, drill, refresh, toolbox and doctor: no other file knows containers.
 A pod template takes root, component and, where it has to end, podDeadlineSeconds.
 */}}
 {{- define "backupd.podTemplate" -}}
@@ -39,34 +39,12 @@ securityContext:
 {{- if eq .component "drill" }}
 initContainers:
   - {{ include "backupd.postgres" . | nindent 4 | trim }}
+{{- else if eq .component "refresh" }}
+initContainers:
+  - {{ include "backupd.forget" . | nindent 4 | trim }}
 {{- end }}
 containers:
-  - name: backupd
-    image: {{ include "backupd.image" .root }}
-    imagePullPolicy: {{ $values.image.pullPolicy }}
-    {{- if eq .component "backup" "drill" "doctor" }}
-    args: [{{ .component }}]
-    {{- else if eq .component "toolbox" }}
-    command: [sleep, infinity]
-    {{- end }}
-    env:
-      {{- include "backupd.env" . | nindent 6 }}
-    {{- with $values.extraEnvFrom }}
-    envFrom:
-      {{- toYaml . | nindent 6 }}
-    {{- end }}
-    # backupd writes the message itself; the log's end stands in for one that was killed before it could.
-    terminationMessagePolicy: FallbackToLogsOnError
-    {{- with $values.securityContext }}
-    securityContext:
-      {{- toYaml . | nindent 6 }}
-    {{- end }}
-    {{- with $values.resources }}
-    resources:
-      {{- toYaml . | nindent 6 }}
-    {{- end }}
-    volumeMounts:
-      {{- include "backupd.mounts" . | nindent 6 }}
+  - {{ include "backupd.container" . | nindent 4 | trim }}
 volumes:
   {{- include "backupd.volumes" . | nindent 2 }}
 {{- range $field := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" }}
@@ -74,6 +52,45 @@ volumes:
 {{ $field }}: {{ toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* A container of backupd's own image. Takes root, component and, where it is not the pod's main one, name and args. */}}
+{{- define "backupd.container" -}}
+{{- $values := .root.Values -}}
+name: {{ default "backupd" .name }}
+image: {{ include "backupd.image" .root }}
+imagePullPolicy: {{ $values.image.pullPolicy }}
+{{- if .args }}
+args: {{ toJson .args }}
+{{- else if eq .component "backup" "drill" "doctor" }}
+args: [{{ .component }}]
+{{- else if eq .component "toolbox" }}
+command: [sleep, infinity]
+{{- end }}
+env:
+  {{- include "backupd.env" . | nindent 2 }}
+{{- with $values.extraEnvFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+# backupd writes the message itself; the log's end stands in for one that was killed before it could.
+terminationMessagePolicy: FallbackToLogsOnError
+{{- with $values.securityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.resources }}
+resources:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+volumeMounts:
+  {{- include "backupd.mounts" . | nindent 2 }}
+{{- end }}
+
+{{/* What a refresh begins with: the database that the last one kept is dropped, so that one old copy at most stays. */}}
+{{- define "backupd.forget" -}}
+{{- $args := list "undo" (.root.Values.refresh.database | replace "$" "$$") "--drop" "--yes" }}
+{{- include "backupd.container" (dict "root" .root "component" .component "name" "forget" "args" $args) }}
 {{- end }}
 
 {{/* A drill's throw-away PostgreSQL: nobody but the container beside it can reach it, so its password is no secret. */}}
@@ -191,8 +208,8 @@ emptyDir:
 {{/* The volumes with files to read; each is mounted as /etc/backupd/NAME. */}}
 {{- define "backupd.files" -}}
 {{- $source := .root.Values.source }}
-{{- $target := .root.Values.restore.target }}
-{{- if ne .component "drill" }}
+{{- $target := include "backupd.target" . | fromYaml }}
+{{- if not (has .component (list "drill" "refresh")) }}
 {{- if $source.services }}
 - name: services
   configMap:
@@ -209,10 +226,27 @@ emptyDir:
 {{- include "backupd.secretVolume" (dict "name" "tls" "secret" .existingSecret "keys" $keys) }}
 {{- end }}
 {{- end }}
-{{- if and $target.existingSecret (ne .component "backup") }}
+{{- end }}
+{{- if eq .component "refresh" }}
+{{- if include "backupd.targetAuthority" . }}
+{{- $keys := dict "ca.crt" $source.tls.caKey }}
+{{- include "backupd.secretVolume" (dict "name" "tls" "secret" $source.tls.existingSecret "keys" $keys) }}
+{{- end }}
+{{- with .root.Values.refresh.sql }}
+{{- if .existingConfigMap }}
+- name: sql
+  configMap:
+    name: {{ .existingConfigMap }}
+    optional: true
+    items:
+      - key: {{ .key }}
+        path: {{ .key }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and $target.existingSecret (not (has .component (list "backup" "drill"))) }}
 {{- $keys := dict "password" $target.secretKeys.password }}
 {{- include "backupd.secretVolume" (dict "name" "target" "secret" $target.existingSecret "keys" $keys) }}
-{{- end }}
 {{- end }}
 {{- end }}
 

@@ -141,6 +141,25 @@ All that is wrong with the values, one sentence a line: what the schema cannot s
 - no image for drills: set drill.image to one of PostgreSQL, with the source's version and extensions
 {{- end }}
 {{- end }}
+{{- with .Values.refresh }}
+{{- if .enabled }}
+{{- if not .schedule }}
+- no schedule of refreshes: set refresh.schedule, such as "0 4 * * 1"
+{{- end }}
+{{- if not .backup }}
+- no backup for refreshes: set refresh.backup, such as app@latest
+{{- end }}
+{{- if not .database }}
+- no database for refreshes: set refresh.database to the one that is replaced, such as staging
+{{- end }}
+{{- if not (and .target.host .target.user) }}
+- no server for refreshes: set refresh.target.host and refresh.target.user; the source's would lose live data
+{{- end }}
+{{- if ne (empty .sql.existingConfigMap) (empty .sql.key) }}
+- refresh.sql.existingConfigMap and refresh.sql.key go together: set both or none
+{{- end }}
+{{- end }}
+{{- end }}
 {{- with .Values.trigger.rbac }}
 {{- if and .enabled (not .serviceAccountName) }}
 - trigger.rbac is enabled: set trigger.rbac.serviceAccountName to who may start backups
