@@ -16,6 +16,7 @@ def main() -> None:
         from backupd import cli
 
         code = cli.run(sys.argv[1:])
+        signals.ignore()
     except BaseException as exc:
         from backupd.errors import Interrupted
 
@@ -23,7 +24,6 @@ def main() -> None:
             raise
         signals.ignore()
         code = exc.exit_code
-    signals.ignore()
     sys.exit(code)
 
 

@@ -156,9 +156,11 @@ def run(
         message = f"{Path(argv[0]).name} did not end within {timeout_seconds:.0f} seconds"
         raise UsageError(message) from None
     finally:
-        if popen.returncode is None:
+        if popen.returncode is None:  # and an interrupted communicate() cannot be called again
             os.killpg(popen.pid, signal.SIGKILL)
-            popen.communicate()
+            popen.wait()
+            for pipe in filter(None, (popen.stdout, popen.stderr)):
+                pipe.close()
             _reap_group(popen.pid)
     return Finished(popen.returncode, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
 
@@ -168,6 +170,7 @@ def find_program(name: str, path: str | None = None) -> str | None:
     return shutil.which(name, path=path)
 
 
+@signals.whole
 def _spawn(
     argv: Sequence[str], environment: Mapping[str, str], directory: Path | None, uid: int | None, stdout: int
 ) -> subprocess.Popen[bytes]:

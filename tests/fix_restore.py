@@ -320,10 +320,10 @@ def in_s3(moto_s3: S3Server, stocked: Stocked, fault_proxy: Callable[[S3Server],
     return make
 
 
-def fetches(proxy: FaultProxy) -> bool:
-    """Whether the newest request asks for members: the first two to an archive ask for its index and toc.dat."""
+def fetches(proxy: FaultProxy, before: int = 2) -> bool:
+    """Whether the newest request asks for members: a restore's first two are for the archive's index and toc.dat."""
     archives = [request for request in proxy.seen if request.endswith(".tar")]
-    return len(archives) > 2 and archives[-1] == proxy.seen[-1]
+    return len(archives) > before and archives[-1] == proxy.seen[-1]
 
 
 # --- a restore that can be caught in the middle

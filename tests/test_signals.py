@@ -178,18 +178,18 @@ def test_a_signal_that_was_blocked_before_the_start_arrives() -> None:
 @pytest.mark.slow
 def test_a_signal_at_any_moment_of_the_start_ends_with_143() -> None:
     """Imports run callbacks that swallow exceptions, and one that breaks off fails for who imports next."""
-    ends = set()
+    ends = dict[int, str]()
     for number in range(60):
         argv = [sys.executable, "-c", "import backupd.__main__ as m; print('x', flush=True); m.main()", "--version"]
-        child = subprocess.Popen(argv, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(number * 0.008)
-        child.send_signal(signal.SIGTERM)
-        _, stderr = child.communicate(timeout=30)
-        ends.add(child.returncode)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(argv, cwd=PROJECT, text=True, **pipes) as child:  # type: ignore[call-overload]
+            child.stdout.readline()
+            time.sleep(number * 0.008)
+            child.send_signal(signal.SIGTERM)
+            _, stderr = child.communicate(timeout=30)
+        ends[child.returncode] = stderr
         assert "given up" not in stderr, stderr
-    assert ends <= {143, 0, -15}, ends
+    assert ends.keys() <= {143, 0, -15}, ends
     assert 143 in ends
 
 

@@ -35,13 +35,14 @@ def cluster(
     primary, _ = own_postgres()
     with primary.connect() as connection:
         connection.execute(
-            "CREATE TABLE rows_of_old AS SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 20000) n"
+            "CREATE TABLE rows_of_old AS SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 40000) n"
         )
         connection.execute("CREATE UNLOGGED TABLE forgotten AS SELECT n FROM generate_series(1, 10) n")
         connection.execute("CREATE TABLE churned AS SELECT n FROM generate_series(1, 10) n")
     with standby_of(primary) as standby:
         wait_for(standby, "SELECT FROM pg_class WHERE relname = %s", "churned")
-        yield Cluster(primary, standby, site(standby))
+        # the strongest compression, so that a dump takes long enough to be cancelled
+        yield Cluster(primary, standby, site(standby, BACKUPD_DUMP__COMPRESSION="zstd:19"))
 
 
 def set_on(server: PostgresServer, name: str, value: str) -> None:
