@@ -99,6 +99,7 @@ def take(
             _log.warning("backup.retried", database=job.database, reason="max_locks_per_transaction", jobs=1)
             single = replace(run, job=replace(job, options=replace(job.options, jobs=1)))
             manifest = _despite_replay(single, catalog, folder, clock)
+        lock.check()  # again: its predecessors were read meanwhile, and who has the lock sweeps what has no manifest
         taken = catalog.commit(manifest)
     if taken.suspect is not None:
         action = f"look at the database; `backupd confirm {taken.id}` if it is as it should be"

@@ -165,13 +165,15 @@ class Site:
         """The store's backups."""
         return Catalog(open_store(self.environment()["BACKUPD_STORE__URL"], self.s3_options))
 
-    def take(self, database: str, *, clients: Path | None = None, **options: Any) -> Backup:
-        """Takes a backup in process."""
+    def take(
+        self, database: str, *, clients: Path | None = None, catalog: Catalog | None = None, **options: Any
+    ) -> Backup:
+        """Takes a backup in process, into the site's store unless another catalog is given."""
         with self.reached() as access:
             environment = child_environment(access_server(self), None, "test")
             client = dump.choose_for_dump(_clients(clients, self.server, environment), self.server.major)
             job = backup.Job(LABEL, database, dump.Options(**options), self.scratch)
-            return backup.take(access, self.catalog, client, job, lambda: datetime.now(UTC), Progress())
+            return backup.take(access, catalog or self.catalog, client, job, lambda: datetime.now(UTC), Progress())
 
     @contextlib.contextmanager
     def reached(self) -> Iterator[postgres.Access]:

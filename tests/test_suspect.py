@@ -1,14 +1,17 @@
 """A backup that lost most of what earlier ones had: published, said, and nothing older goes before somebody looked."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import psycopg
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
 from fix_restore import flip
 from fix_tools import Ended, Site
+from made_archives import WatchedStore
 
+from backupd.catalog import Catalog
+from backupd.errors import DatabaseError
 from backupd.selector import name_of
 
 pytestmark = pytest.mark.slow
@@ -109,6 +112,24 @@ def test_a_predecessor_that_cannot_be_read_stops_no_backup(here: Site, link: psy
 
     assert ended.code == 0
     assert [each["event"] for each in warnings(ended)] == ["anomaly.unknown"]
+
+
+def test_a_lock_that_is_lost_while_predecessors_are_read_keeps_the_backup_from_being_listed(
+    here: Site, link: psycopg.Connection[object]
+) -> None:
+    """A slow store makes that long, and who has the lock then sweeps an archive that has no manifest yet."""
+    good = here.take(link.info.dbname)
+
+    def end_the_holder(start: int, stream: BinaryIO) -> BinaryIO:
+        link.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        return stream
+
+    watched = WatchedStore(here.catalog.store, replace_stream=end_the_holder)
+    with pytest.raises(DatabaseError, match="lock on the source was lost"):
+        here.take(link.info.dbname, catalog=Catalog(watched))
+
+    assert watched.opened
+    assert here.listed() == [good.id]
 
 
 def test_only_what_looked_wrong_can_be_confirmed(here: Site, link: psycopg.Connection[object]) -> None:
