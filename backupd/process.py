@@ -157,7 +157,8 @@ def run(
         raise UsageError(message) from None
     finally:
         if popen.returncode is None:  # and an interrupted communicate() cannot be called again
-            os.killpg(popen.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # interrupted between the reaping and its being noted
+                os.killpg(popen.pid, signal.SIGKILL)
             popen.wait()
             for pipe in filter(None, (popen.stdout, popen.stderr)):
                 pipe.close()

@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 CHILD = """
 import os, signal, sys, threading, time
-from backupd import signals, threads
+from backupd import process, signals, threads
 from backupd.errors import Interrupted
 
 instant = 0
@@ -28,10 +28,13 @@ def look(frame, event, argument):
         os.kill(os.getpid(), signal.SIGTERM)
     return look
 
-def work():
+def use_a_pool():
     with threads.pool(2, "work") as pool:
         for future in threads.completed([pool.submit(time.sleep, 0.0005) for _ in range(3)]):
             future.result()
+
+def run_a_child():
+    process.run(["true"], {"PATH": os.environ["PATH"]})
 
 def child(at):
     global instant
@@ -40,7 +43,7 @@ def child(at):
     code = 0
     try:
         sys.settrace(look)
-        work()
+        globals()[sys.argv[1]]()
         sys.settrace(None)
         time.sleep(0.05)  # a signal may have been put off until now
         if instant > 0:
@@ -53,7 +56,7 @@ def child(at):
     threading._shutdown()
     os._exit(code)
 
-first, step, last = map(int, sys.argv[1:])
+first, step, last = map(int, sys.argv[2:])
 for at in range(first, last, step):
     pid = os.fork()
     if pid == 0:
@@ -74,9 +77,10 @@ for at in range(first, last, step):
 
 
 @pytest.mark.slow
-def test_a_pool_that_is_interrupted_at_any_line_ends_and_says_so() -> None:
-    """Line by line through our code and the standard library's, where locks are taken in Python."""
-    argv = [sys.executable, "-c", CHILD, "1", "5", "1600"]
+@pytest.mark.parametrize(("work", "instants"), [("use_a_pool", (1, 5, 1600)), ("run_a_child", (700, 2, 1200))])
+def test_what_is_interrupted_at_any_line_ends_and_says_so(work: str, instants: tuple[int, int, int]) -> None:
+    """Line by line through our code and the standard library's, where locks are taken and children reaped."""
+    argv = [sys.executable, "-c", CHILD, work, *map(str, instants)]
     finished = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=300)
     ends = dict(line.split() for line in finished.stdout.splitlines())
     assert finished.returncode == 0, finished.stderr
