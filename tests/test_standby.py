@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psycopg
 import pytest
 from fix_postgres import PostgresServer, standby_of, wait_for
 from fix_tools import Site
@@ -53,19 +54,24 @@ def set_on(server: PostgresServer, name: str, value: str) -> None:
     wait_for(server, f"SELECT WHERE current_setting('{name}') = %s", value)
 
 
-@contextlib.contextmanager
-def vacuum(cluster: Cluster, until_dumps: float) -> Iterator[None]:
-    """Removes rows on the primary again and again, until that many dumps were begun (the one before was cancelled)."""
-    stop = threading.Event()
-    seen: set[int] = set()
+def conflicts(standby: PostgresServer) -> int:
+    """How many queries replay has cancelled there; the question itself may be one of them."""
+    while True:
+        with contextlib.suppress(psycopg.OperationalError), standby.connect() as connection:
+            row = connection.execute("SELECT sum(conflicts)::integer FROM pg_stat_database").fetchone()
+            assert row is not None
+            return int(row[0])
 
-    def dumps() -> int:
-        seen.update(pid for pid, text in cluster.here.children().items() if "--format=directory" in text)
-        return len(seen)
+
+@contextlib.contextmanager
+def vacuum(cluster: Cluster, until_conflicts: float) -> Iterator[None]:
+    """Removes rows on the primary again and again, until replay has cancelled that many queries on the standby."""
+    stop = threading.Event()
+    before = conflicts(cluster.standby)
 
     def remove() -> None:
         with cluster.primary.connect() as connection:
-            while not stop.is_set() and dumps() < until_dumps:
+            while not stop.is_set() and conflicts(cluster.standby) - before < until_conflicts:
                 connection.execute("UPDATE churned SET n = n + 1")
                 connection.execute("VACUUM churned")
                 time.sleep(0.01)
@@ -111,7 +117,7 @@ def test_a_backup_of_a_primary_says_nothing_of_recovery(cluster: Cluster) -> Non
 
 def test_a_dump_that_replay_cancelled_is_made_again_in_a_new_snapshot(cluster: Cluster) -> None:
     set_on(cluster.standby, "max_standby_streaming_delay", "0")
-    with vacuum(cluster, until_dumps=2):
+    with vacuum(cluster, until_conflicts=1):
         ended = cluster.here.run("backup", "postgres")
 
     assert ended.code == 0, ended.stderr
@@ -125,7 +131,7 @@ def test_a_dump_that_replay_cancelled_is_made_again_in_a_new_snapshot(cluster: C
 def test_a_standby_that_cancels_every_dump_is_given_up_and_said_with_what_helps(cluster: Cluster) -> None:
     set_on(cluster.standby, "max_standby_streaming_delay", "0")
     cluster.here.remember()
-    with vacuum(cluster, until_dumps=float("inf")):
+    with vacuum(cluster, until_conflicts=float("inf")):
         ended = cluster.here.run("backup", "postgres")
 
     cluster.here.assert_failed(ended, 16, "replica_conflict")
@@ -141,7 +147,7 @@ def test_a_conflict_is_known_by_the_servers_count_where_its_words_are_not(
     set_on(cluster.standby, "max_standby_streaming_delay", "0")
     translated = """"$real" "$@" 2>/dev/null && exit; echo "pg_dump: error: Abbruch" >&2; exit 1"""
     cluster.here.settings["BACKUPD_DUMP__CLIENTS"] = str(shell_clients(cluster.standby, translated))
-    with vacuum(cluster, until_dumps=float("inf")):
+    with vacuum(cluster, until_conflicts=float("inf")):
         ended = cluster.here.run("backup", "postgres")
 
     assert (ended.code, ended.error["reason"]) == (16, "replica_conflict"), ended.stderr
