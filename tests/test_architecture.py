@@ -1,6 +1,6 @@
 """The house as the imports draw it: each module may import what stands to its right, and outside things by one door.
 
-cli ─▶ installation terminal render ─▶ settings ─▶ verbs ─▶ catalog ─▶ edges ─▶ process ─▶ pure ─▶ base
+cli ─▶ commands/* ─▶ installation terminal render ─▶ settings ─▶ verbs ─▶ catalog ─▶ edges ─▶ process ─▶ pure ─▶ base
 """
 
 import ast
@@ -10,10 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "backupd"
 
+COMMANDS = ("backup", "restore", "drill", "look", "keep")
+
 # leftmost first; modules of one layer may import each other only where EXCEPTIONS says so
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("start", frozenset({"__main__"})),
     ("shell", frozenset({"cli"})),
+    ("verbs of the shell", frozenset(f"commands.{name}" for name in COMMANDS)),
+    ("what they share", frozenset({"commands", "commands.shared"})),
     ("parts of the shell", frozenset({"installation", "terminal", "render"})),
     ("settings", frozenset({"settings"})),
     ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill"})),
@@ -85,7 +89,7 @@ DOORS = {
     "psycopg": {"postgres"},
     "boto3": {"store.s3"},
     "botocore": {"store.s3"},
-    "typer": {"cli"},
+    "typer": {"cli", "commands.shared", *(f"commands.{name}" for name in COMMANDS)},
     "structlog": {"log"},
     "tarfile": {"archive"},
     "inotify_simple": {"dump"},

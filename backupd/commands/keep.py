@@ -1,0 +1,117 @@
+"""`prune`, `delete`, `pin`, `unpin`, `confirm`, `adopt` and `retire`: what stays, what goes, what is known."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from backupd import catalog, render, retention
+from backupd.commands import shared
+from backupd.errors import UsageError
+from backupd.manifest import Backup
+from backupd.selector import name_of
+
+app = typer.Typer()
+
+
+@app.command()
+def prune(yes: shared.Yes = False, json_: shared.Json = False) -> None:
+    """Show which of this server's backups the retention policy removes, and why; with --yes remove them."""
+    loaded, found = shared.installation().settings, shared.installation().catalog()
+    listing = found.backups(loaded.server_label)
+    plan = retention.plan(listing.backups, loaded.retention.policy(), shared.now())
+    if json_:
+        shared.print_json(
+            {"decisions": [_decision_json(each) for each in plan.decisions], "frozen": list(plan.frozen), "done": yes}
+        )
+    else:
+        print(render.plan(plan))
+    if yes:
+        shared.carry_out(found, plan)
+    elif plan.removed and not json_:
+        print(f"{len(plan.removed)} to remove: nothing was removed, --yes removes them")
+
+
+def _decision_json(decision: retention.Decision) -> dict[str, object]:
+    return {"backup": str(name_of(decision.backup)), "keep": decision.keep, "reasons": decision.reasons}
+
+
+@app.command()
+def delete(backup: shared.BackupName, yes: shared.Yes = False) -> None:
+    """Delete one backup, whatever the policy says."""
+    found = shared.installation().catalog()
+    chosen = found.find(backup)
+    if chosen.pinned:
+        raise UsageError(f"backup {chosen.id} is pinned", hint=f"Run `backupd unpin {chosen.id}` first.")
+    if not yes:
+        raise UsageError(f"would delete {name_of(chosen)}", hint="Give --yes to delete it.")
+    found.delete(chosen)
+    print(f"deleted {name_of(chosen)}")
+
+
+@app.command()
+def pin(backup: shared.BackupName) -> None:
+    """Keep a backup whatever the retention policy says."""
+    _note_pin(backup, pinned=True)
+
+
+@app.command()
+def unpin(backup: shared.BackupName) -> None:
+    """Leave a pinned backup to the retention policy again."""
+    _note_pin(backup, pinned=False)
+
+
+def _note_pin(text: str, *, pinned: bool) -> None:
+    found = shared.installation().catalog()
+    chosen = found.find(text)
+    found.note(chosen, "pinned", pinned, {}, shared.now())
+    print(f"{'pinned' if pinned else 'unpinned'} {name_of(chosen)}")
+
+
+@app.command()
+def confirm(backup: shared.BackupName) -> None:
+    """Say that a backup is right although it looked wrong beside earlier ones: retention goes on from it."""
+    found = shared.installation().catalog()
+    chosen = found.find(backup)
+    why = chosen.manifest.suspect
+    if why is None:
+        hint = "What verify or drill found wrong, only a better verify or drill takes back." if chosen.suspect else None
+        raise UsageError(f"backup {chosen.id} did not look wrong when it was taken", hint=hint)
+    found.note(chosen, "confirmed", True, {"why": why}, shared.now())
+    print(f"confirmed {name_of(chosen)}: {render.printable(why)}")
+
+
+@app.command()
+def adopt(
+    database: Annotated[str, typer.Argument(metavar="SERVER/DATABASE", help="The label that has a new identity.")],
+    yes: shared.Yes = False,
+) -> None:
+    """Take over a label's backups under its newest identity, after pg_upgrade: retention is frozen until then."""
+    found = shared.installation().catalog()
+    backups = _readable(found.database(database))
+    identity = backups[0].source.system_identifier
+    older = [each for each in backups if each.source.system_identifier != identity]
+    for each in older:
+        print(f"{'adopted' if yes else 'would adopt'} {name_of(each)} (was {each.source.system_identifier})")
+        if yes:
+            found.note(each, "adopted", True, {"system_identifier": identity}, shared.now())
+    if not older:
+        print(f"nothing to adopt: all {len(backups)} backups are of cluster {identity}")
+
+
+@app.command()
+def retire(
+    database: Annotated[str, typer.Argument(metavar="SERVER/DATABASE", help="A database that is gone.")],
+) -> None:
+    """Stop expecting backups of a dropped database; its backups stay."""
+    found = shared.installation().catalog()
+    newest = _readable(found.database(database))[0]
+    found.note(newest, "retired", True, {}, shared.now())
+    print(f"retired {newest.source.database}: `backupd check` expects no new backup of it")
+
+
+def _readable(listing: catalog.Listing) -> Sequence[Backup]:
+    """The listing's backups, newest first, of which there is at least one; else what is wrong with them."""
+    if not listing.backups:
+        raise listing.broken[0].error if listing.broken else UsageError("only orphans are there")
+    return listing.backups

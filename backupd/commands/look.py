@@ -1,0 +1,169 @@
+"""`list`, `show`, `tables`, `verify`, `check` and `doctor`: what is there, and whether it is good."""
+
+from dataclasses import asdict, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backupd import catalog, log, notation, render, settings, terminal
+from backupd.commands import shared
+from backupd.errors import BackupdError, Stale, UsageError
+from backupd.installation import Installation
+from backupd.selector import name_of
+
+if TYPE_CHECKING:
+    from backupd import doctor as doctor_verb
+
+app = typer.Typer()
+
+_log = log.get_logger()
+
+
+@app.command("list")
+def list_(
+    database: Annotated[str | None, typer.Argument(help="Only of this DATABASE, or SERVER/DATABASE.")] = None,
+    orphans: Annotated[bool, typer.Option("--orphans", help="Show remains of backups that failed instead.")] = False,
+    json_: shared.Json = False,
+) -> None:
+    """List the backups: each is complete, and was decoded to its last byte when it was taken."""
+    listing = _listing(database)
+    if orphans:
+        rows = [(entry.key, entry.size_bytes, f"{entry.modified_at:%Y-%m-%d %H:%M}") for entry in listing.orphans]
+        shared.print_json([asdict(entry) for entry in listing.orphans]) if json_ else print(
+            render.table(("ORPHAN", "BYTES", "MODIFIED"), rows) if rows else "no orphans"
+        )
+    elif json_:
+        shared.print_json([shared.backup_json(each) for each in listing.backups])
+    else:
+        print(render.listing(listing, shared.now()))
+    for broken in listing.broken:
+        _log.warning("backup.broken", key=broken.key, message=broken.error.message, action="backupd list --json")
+
+
+@app.command()
+def show(backup: shared.BackupName, json_: shared.Json = False) -> None:
+    """Show what one backup holds and what was proven of it."""
+    chosen = shared.installation().catalog().find(backup)
+    shared.print_json(shared.backup_json(chosen)) if json_ else print(render.show(chosen))
+
+
+@app.command()
+def tables(backup: shared.BackupName, json_: shared.Json = False) -> None:
+    """List the tables of a backup: rows, bytes and content fingerprint of each."""
+    from backupd import archive
+
+    found = shared.installation().catalog()
+    chosen = found.find(backup)
+    index = archive.read_index(found.store, catalog.archive_key(name_of(chosen)), chosen.manifest)
+    shared.print_json(asdict(index.contract)) if json_ else print(render.tables(index))
+
+
+@app.command()
+def verify(
+    backups: Annotated[list[str], typer.Argument(metavar="ID...|all", help="Backups, or all of them.")],
+    json_: shared.Json = False,
+) -> None:
+    """Read backups back: hash and decode every byte, and note the result. Exit code 14 if one is damaged."""
+    from backupd import verify as verb
+
+    found = shared.installation().catalog()
+    chosen = found.backups().backups if backups == ["all"] else tuple(found.find(text) for text in backups)
+    failures = []
+    with terminal.shown() as progress:
+        for each in chosen:
+            try:
+                verified = verb.verify(found, each, shared.now(), progress)
+            except BackupdError as exc:
+                failures.append((each.id, exc))
+                _log.error("backup.unverified", backup=str(name_of(each)), message=exc.message, detail=exc.detail)
+                continue
+            shared.print_json(shared.backup_json(verified)) if json_ else print(
+                f"{name_of(each)}: {render.proof(verified)}"
+            )
+    shared.raise_failures(failures, len(chosen), "backups are not good")
+
+
+@app.command()
+def check(
+    max_age: Annotated[
+        str,
+        typer.Option(
+            "--max-age", metavar="26h", help="How old the newest good backup may be.", envvar="BACKUPD_CHECK_MAX_AGE"
+        ),
+    ],
+    json_: shared.Json = False,
+) -> None:
+    """One line and an exit code for any probe or monitor: 0 where every database is fresh, 19 where one is not."""
+    here, allowed = shared.installation(), _duration(max_age, "--max-age")
+    found = catalog.check(here.catalog().backups(), here.expected(), allowed, shared.now(), here.filter())
+    if json_:
+        shared.print_json([asdict(each) for each in found])
+    stale = [each for each in found if each.stale]
+    text = "; ".join(f"{each.label}: {each.reason}" for each in stale or found)
+    if stale:
+        hint = "Run `backupd backup`, or `backupd retire DATABASE` where it is gone for good."
+        raise Stale(f"{len(stale)} of {len(found)} databases have no fresh backup", detail=f"{text}.", hint=hint)
+    if not found:
+        raise Stale("no database is expected and none is backed up", hint="Set BACKUPD_SOURCE__DATABASES.")
+    if not json_:
+        print(f"ok: {render.printable(text)}")
+
+
+def _duration(text: str, flag: str) -> timedelta:
+    try:
+        return notation.parse_duration(text)
+    except ValueError as exc:
+        raise UsageError(f"{flag} {exc}") from None
+
+
+@app.command()
+def doctor(json_: shared.Json = False) -> None:
+    """Try every permission and assumption once, and say what to do about each that fails."""
+    from backupd import doctor as verb
+
+    here = shared.installation()
+    hidden = settings.secrets(here.settings)
+    findings = [
+        replace(each, text=log.scrub(each.text, hidden), hint=log.scrub(each.hint, hidden) if each.hint else None)
+        for each in verb.examine(_doctor_subject(here), shared.now)
+    ]
+    if json_:
+        shared.print_json(findings)
+    else:
+        for finding in findings:
+            print(render.finding(finding))
+    failed = next((finding for finding in findings if finding.status == "fail"), None)
+    raise typer.Exit(failed.exit_code if failed else 0)
+
+
+def _doctor_subject(here: Installation) -> "doctor_verb.Subject":
+    from backupd import doctor as verb
+
+    loaded, environment = here.settings, here.settings.environment
+    server_names = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
+    has_source = loaded.source.model_fields_set - {"server"} or any(map(environment.get, server_names))
+    password_names = ("BACKUPD_SOURCE__PASSWORD", "BACKUPD_SOURCE__PASSWORD_FILE", "PGPASSWORD", "PGPASSFILE")
+    return verb.Subject(
+        source=partial(here.source, "doctor") if has_source else None,
+        databases=lambda access: here.databases(access, ()),
+        password_from=next(filter(environment.get, password_names), None),
+        passfile=Path(environment.get("PGPASSFILE") or Path.home() / ".pgpass"),
+        clients=here.clients(),
+        client_folders=loaded.dump.clients,
+        options=here.dump_options(),
+        scratch=loaded.scratch.directory,
+        scratch_limit_bytes=loaded.scratch.limit,
+        store_url=loaded.store.url,
+        s3_options=loaded.s3_options(),
+        policy=loaded.retention.policy(),
+        second=(loaded.copy.url, loaded.copy_s3_options()) if loaded.copy.url else None,
+    )
+
+
+def _listing(text: str | None) -> catalog.Listing:
+    """The store's backups, all or those of one database."""
+    found = shared.installation().catalog()
+    return found.backups() if text is None else found.database(text)

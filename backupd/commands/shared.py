@@ -1,0 +1,105 @@
+"""What the verbs' functions share: the settings once, the clock, JSON on stdout, and failures of several as one.
+
+A module of its own, since the verbs stand in several and cli.py imports them all.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backupd import log, retention, settings
+from backupd.catalog import Catalog
+from backupd.errors import BackupdError, Partial
+from backupd.installation import Installation
+from backupd.manifest import Backup, to_json
+from backupd.selector import name_of
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it; without this only say what would be done.")]
+BackupName = Annotated[
+    str, typer.Argument(metavar="ID", help="An id or its first characters, latest, app@latest, app@before:TIME.")
+]
+
+_log = log.get_logger()
+
+
+@cache
+def installation() -> Installation:
+    """The settings, when a verb first asks: help needs none, and must not fail for a wrong one."""
+    loaded = settings.from_process()
+    log.configure(loaded.log.level, loaded.log.format, settings.secrets(loaded), sys.stderr, loaded.color)
+    return Installation(loaded)
+
+
+def now() -> datetime:
+    """The only clock of the program: all else gets it as an argument."""
+    return datetime.now(UTC)
+
+
+def print_json(value: object) -> None:
+    """Prints one line of JSON: dataclasses as objects, times as ISO 8601, all in ASCII."""
+    print(json.dumps(value, default=_plain, ensure_ascii=True))
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def backup_json(backup: Backup) -> dict[str, Any]:
+    """A backup as `--json` shows it: its manifest, and what is known of it since."""
+    document: dict[str, Any] = json.loads(to_json(backup.manifest))
+    notes = [json.loads(to_json(note)) for note in backup.notes]
+    return document | {"name": str(name_of(backup)), "suspect": backup.suspect, "pinned": backup.pinned, "notes": notes}
+
+
+def find(found: Catalog, text: str) -> Backup:
+    """The backup that an ID names, with a warning where it is suspect: somebody is about to rely on it."""
+    chosen = found.find(text)
+    if chosen.suspect:
+        _log.warning("backup.suspect", backup=str(name_of(chosen)), why=chosen.suspect, action="choose another backup")
+    return chosen
+
+
+def raise_failures(failures: Sequence[tuple[str, BackupdError]], total: int, what: str) -> None:
+    """Raises the one failure, the failures' one class, or Partial, naming the losers."""
+    if not failures:
+        return
+    first = failures[0][1]
+    if total == 1:
+        raise first
+    kinds = {type(exc) for _, exc in failures}
+    losers = ", ".join(name for name, _ in failures)
+    detail = " ".join(f"{name}: {exc.message}." for name, exc in failures)
+    kind = kinds.pop() if len(kinds) == 1 else Partial
+    raise kind(f"{len(failures)} of {total} {what}: {losers}", detail=detail, hint=first.hint)
+
+
+def prune_after(found: Catalog, taken: Backup, policy: retention.Policy | None) -> None:
+    """Applies the policy, if there is one, to the backups of that database."""
+    if policy is None:
+        return
+    listing = found.backups(taken.source.server, taken.source.database)
+    carry_out(found, retention.plan(listing.backups, policy, now()))
+
+
+def carry_out(found: Catalog, plan: retention.Plan) -> None:
+    """Deletes what a plan removes; says what is frozen."""
+    for frozen in plan.frozen:
+        _log.warning("retention.frozen", database=frozen.scope.database, reason=frozen.reason, action="backupd prune")
+    for decision in plan.decisions:
+        if not decision.keep:
+            found.delete(decision.backup)
+            _log.info("backup.pruned", backup=str(name_of(decision.backup)), reasons=list(decision.reasons))
