@@ -35,7 +35,7 @@ COMMANDS: dict[str, Any] = getattr(get_command(cli.app), "commands")  # noqa: B0
 SERVICE = {"name", "host", "port", "user", "sslmode"}
 FREE = {"annotations", "labels", "nodeSelector", "affinity", "resources", "podAnnotations", "podLabels"}
 
-SOURCES = "".join(path.read_text(encoding="utf-8") for path in (CHART.parent / "backupd").glob("*.py"))
+SOURCES = "".join(path.read_text(encoding="utf-8") for path in (CHART.parent / "backupd").rglob("*.py"))
 EVENTS = set(re.findall(r'_log\.\w+\(\s*"([a-z_.]+)"', SOURCES))
 
 for_each_runbook = pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.stem)
