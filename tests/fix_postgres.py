@@ -55,14 +55,16 @@ class PostgresServer:
 DatabaseFactory = Callable[..., str]
 
 
-def _server(major: int) -> Iterator[PostgresServer]:
+@contextlib.contextmanager
+def running_server(major: int, **options: str) -> Iterator[PostgresServer]:
+    """A server of that major version; `options` are settings of postgresql.conf and win."""
     install = next((found for found in throwaway.find_servers() if found.major == major), None)
     if install is None:
         reason = f"PostgreSQL {major} is not installed here"
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    with throwaway.start(install, Path(tempfile.gettempdir()), options=OPTIONS, listen=True) as server:
+    with throwaway.start(install, Path(tempfile.gettempdir()), options=OPTIONS | options, listen=True) as server:
         yield PostgresServer(
             major=major,
             host=str(server.socket_directory),
@@ -77,19 +79,22 @@ def _server(major: int) -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def postgres15() -> Iterator[PostgresServer]:
     """PostgreSQL 15, the distribution's."""
-    yield from _server(15)
+    with running_server(15) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def postgres17() -> Iterator[PostgresServer]:
     """PostgreSQL 17, a wheel with everything."""
-    yield from _server(17)
+    with running_server(17) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def postgres18() -> Iterator[PostgresServer]:
     """PostgreSQL 18, a wheel without zstd and lz4."""
-    yield from _server(18)
+    with running_server(18) as server:
+        yield server
 
 
 @pytest.fixture(params=[15, 17, 18], ids="postgres{}".format)

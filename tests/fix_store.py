@@ -75,25 +75,33 @@ class S3Server:
         return [item["Key"] for item in answer.get("Uploads", ())]
 
 
-@pytest.fixture
-def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def only_test_credentials() -> Iterator[None]:
     """The credentials of both servers, where boto3 looks for them, and nothing of this machine's."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    with pytest.MonkeyPatch.context() as environment:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            environment.delenv(name)
+        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        environment.setenv("AWS_CONFIG_FILE", os.devnull)
+        environment.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield
 
 
-@pytest.fixture(scope="session")
-def rclone_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`rclone serve s3` of a new folder, as a child process."""
+@pytest.fixture
+def s3_credentials() -> Iterator[None]:
+    """See only_test_credentials."""
+    with only_test_credentials():
+        yield
+
+
+@contextlib.contextmanager
+def running_rclone(folder: Path) -> Iterator[str]:
+    """The endpoint of `rclone serve s3` of that folder, a child process; its log lies beside the folder."""
     program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if program is None:
         pytest.skip("rclone is not installed")
-    folder = tmp_path_factory.mktemp("rclone")
     port = _free_port()
     keys = ["--config", os.devnull, "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
     argv = [program, "serve", "s3", *keys, "--addr", f"127.0.0.1:{port}", str(folder)]
@@ -102,27 +110,40 @@ def rclone_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="session")
-def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """moto's server, as a child process: in threads of this one its memory would be ours."""
+@contextlib.contextmanager
+def running_moto(folder: Path) -> Iterator[str]:
+    """The endpoint of moto's server, a child process: in threads of this one its memory would be ours."""
     port = _free_port()
-    log_path = tmp_path_factory.mktemp("moto") / "moto.log"
     argv = [sys.executable, "-c", "import moto.server, sys; moto.server.main(sys.argv[1:])", "-p", str(port)]
-    with log_path.open("wb") as log, _child(argv, log):
+    with (folder / "moto.log").open("wb") as log, _child(argv, log):
         _wait_for(port)
         yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def rclone_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`rclone serve s3` of a new folder."""
+    with running_rclone(tmp_path_factory.mktemp("rclone")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """moto's server."""
+    with running_moto(tmp_path_factory.mktemp("moto")) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
 def rclone_s3(rclone_endpoint: str, s3_credentials: None) -> S3Server:
     """rclone's server with a new bucket."""
-    return _with_bucket(rclone_endpoint)
+    return new_bucket(rclone_endpoint)
 
 
 @pytest.fixture
 def moto_s3(moto_endpoint: str, s3_credentials: None) -> S3Server:
     """moto's server with a new bucket."""
-    return _with_bucket(moto_endpoint)
+    return new_bucket(moto_endpoint)
 
 
 @pytest.fixture(params=["memory", "local", "moto", "rclone"])
@@ -290,7 +311,8 @@ def _wait_for(port: int) -> None:
             return
 
 
-def _with_bucket(endpoint_url: str) -> S3Server:
+def new_bucket(endpoint_url: str) -> S3Server:
+    """That server with a new bucket."""
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     _client(endpoint_url).create_bucket(Bucket=bucket)
     return S3Server(endpoint_url, bucket, _client(endpoint_url))
