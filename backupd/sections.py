@@ -34,6 +34,7 @@ from backupd.notation import (
     parse_table_patterns,
 )
 from backupd.retention import Policy, written
+from backupd.schedule import Schedule, check_cron
 
 PREFIX = "BACKUPD_"
 
@@ -76,6 +77,7 @@ _Password = Annotated[SecretStr | None, AfterValidator(_check_password)]
 _SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 _Count = Annotated[int, Field(ge=0)]
 _Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+_Cron = Annotated[str, AfterValidator(check_cron)]
 _Patterns = Annotated[tuple[str, ...], BeforeValidator(parse_table_patterns)]
 
 
@@ -206,6 +208,26 @@ class CopySettings(BaseModel, frozen=True):
         return self.url is not None and self.url.startswith("file:")
 
 
+class ScheduleSettings(BaseModel, frozen=True):
+    """When `serve` backs up, drills and prunes; without any it only shows. On Kubernetes CronJobs do that."""
+
+    cron: _Cron | None = Field(default=None, description="when to take backups: `30 2 * * *`, or `@daily`...")
+    drill_cron: _Cron | None = Field(default=None, description="when to drill the newest backup that was not drilled")
+    prune_cron: _Cron | None = Field(
+        default=None, description="when to apply the retention policy, which each backup does too"
+    )
+    timezone: Annotated[str, AfterValidator(check_time_zone)] = Field(
+        default="UTC", description="where they are local times"
+    )
+    jitter: _Duration | None = Field(
+        default=None, description="put each run off by up to this, so that not all installations begin at once"
+    )
+
+    def schedule(self, cron: str) -> Schedule:
+        """One of the three, in the zone and with the jitter of all."""
+        return Schedule(cron, self.timezone, self.jitter or timedelta(0))
+
+
 class DumpSettings(BaseModel, frozen=True):
     """How dumps are made."""
 
@@ -258,6 +280,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "COPY": CopySettings,
     "COPY__S3": S3Settings,
     "COPY__RETENTION": RetentionSettings,
+    "SCHEDULE": ScheduleSettings,
     "DUMP": DumpSettings,
     "SCRATCH": ScratchSettings,
     "LOG": LogSettings,

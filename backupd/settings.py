@@ -32,6 +32,7 @@ from backupd.sections import (
     LogSettings,
     RetentionSettings,
     S3Settings,
+    ScheduleSettings,
     ScratchSettings,
     SourceSettings,
     StoreSettings,
@@ -59,6 +60,7 @@ class Settings:
     copy: CopySettings
     copy_s3: S3Settings
     copy_retention: RetentionSettings
+    schedule: ScheduleSettings
     dump: DumpSettings
     scratch: ScratchSettings
     log: LogSettings

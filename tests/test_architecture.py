@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "notation",
                 "progress",
                 "retention",
+                "schedule",
                 "sections",
                 "selection",
                 "selector",
@@ -76,6 +77,7 @@ EXCEPTIONS = {
     ("sections", "connection"),
     ("sections", "notation"),
     ("sections", "retention"),
+    ("sections", "schedule"),
     ("retention", "manifest"),
     ("selection", "manifest"),
     ("selection", "table_pattern"),
@@ -93,6 +95,7 @@ DOORS = {
     "structlog": {"log"},
     "tarfile": {"archive"},
     "inotify_simple": {"dump"},
+    "croniter": {"schedule"},
 }
 
 

@@ -671,3 +671,18 @@ def test_importing_the_settings_imports_neither_pydantic_settings_nor_a_door() -
     code = "import sys, backupd.settings; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert not {"pydantic_settings", "psycopg", "boto3", "rich", "structlog"} & set(modules.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("CRON", "0 0 31 2 *", "never fires: no such date comes"),
+        ("DRILL_CRON", "every night", "should be five fields of cron such as `30 2 * * *`"),
+        ("TIMEZONE", "Mars/Olympus", "should be a time zone such as UTC or Europe/Berlin"),
+    ],
+)
+def test_a_schedule_that_cannot_be_kept_is_refused_by_name(name: str, value: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(**{f"BACKUPD_SCHEDULE__{name}": value})
+
+    assert caught.value.message == f"BACKUPD_SCHEDULE__{name} {reason}"
