@@ -56,6 +56,15 @@ class Written:
     members: int
 
 
+@dataclass(frozen=True)
+class Archive:
+    """An archive to be read: where it lies, and what its manifest says of it."""
+
+    store: Store
+    key: str
+    manifest: Manifest
+
+
 class Writer:
     """Writes one archive to a stream, each member once, and hashes the whole on the way."""
 
@@ -139,12 +148,12 @@ def _locale(like: DatabaseProperties) -> Iterator[tuple[str, str]]:
         yield "icu-rules", like.icu_rules
 
 
-def read_index(store: Store, key: str, manifest: Manifest) -> Index:
+def read_index(archive: Archive) -> Index:
     """The archive's index, by one range. Raises VerificationFailed where it is not the one that was written."""
-    where = f"of {key}"
+    manifest, where = archive.manifest, f"of {archive.key}"
     if manifest.index_bytes > INDEX_LIMIT_BYTES:
         raise VerificationFailed(f"index {where} is larger than {INDEX_LIMIT_BYTES} bytes")
-    with store.open(key, manifest.index_offset, manifest.index_bytes) as stream:
+    with archive.store.open(archive.key, manifest.index_offset, manifest.index_bytes) as stream:
         data = stream.read()
     if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise VerificationFailed(f"index {where} is damaged", detail="Its sha256 is not the manifest's.")
@@ -153,32 +162,32 @@ def read_index(store: Store, key: str, manifest: Manifest) -> Index:
     return index
 
 
-def verify(store: Store, key: str, manifest: Manifest, index: Index, feed: Callable[[Member, bytes], None]) -> None:
+def verify(archive: Archive, index: Index, feed: Callable[[Member, bytes], None]) -> None:
     """Reads the whole archive once, in order; `feed` sees each member's bytes, an empty chunk at its end.
 
     Raises VerificationFailed at the first member, or at the end, whose sha256 is wrong, or where the size is.
     """
-    for member, chunk in _proven(store, key, manifest, index):
+    for member, chunk in _proven(archive, index):
         if member is not None:
             feed(member, chunk)
 
 
-def copy(store: Store, key: str, manifest: Manifest, index: Index, write: Callable[[bytes], object]) -> None:
+def copy(archive: Archive, index: Index, write: Callable[[bytes], object]) -> None:
     """Reads the whole archive once, in order, and gives every byte of it to `write`.
 
     Raises as `verify`; what was written until then is no archive.
     """
-    for _, chunk in _proven(store, key, manifest, index):
+    for _, chunk in _proven(archive, index):
         write(chunk)
 
 
-def _proven(store: Store, key: str, manifest: Manifest, index: Index) -> Iterator[tuple[Member | None, bytes]]:
+def _proven(archive: Archive, index: Index) -> Iterator[tuple[Member | None, bytes]]:
     """Every byte in order, with the member that it is of; after a member's last byte an empty chunk, once it is proven.
 
     The end comes only when the archive as a whole is proven.
     """
-    whole = hashlib.sha256()
-    with store.open(key) as stream:
+    key, manifest, whole = archive.key, archive.manifest, hashlib.sha256()
+    with archive.store.open(key) as stream:
         position = 0
         for member in sorted(index.members, key=lambda member: member.offset):
             for chunk in _chunks(key, stream, member.offset - position):
@@ -203,13 +212,13 @@ def _proven(store: Store, key: str, manifest: Manifest, index: Index) -> Iterato
         raise VerificationFailed(f"archive {key} is damaged", detail=detail, hint=OTHER_HINT)
 
 
-def read_toc(store: Store, key: str, index: Index) -> bytes:
+def read_toc(archive: Archive, index: Index) -> bytes:
     """The dump's toc.dat, by one range. Raises VerificationFailed where it is not the one that was written."""
     member = next((member for member in index.members if member.name == toc.NAME), None)
     if member is None or member.size_bytes > MEMORY_LIMIT_BYTES:
         lacking = "It has no toc.dat." if member is None else f"Its toc.dat is larger than {MEMORY_LIMIT_BYTES} bytes."
-        raise VerificationFailed(f"index of {key} is damaged", detail=lacking, hint=OTHER_HINT)
-    return b"".join(read(store, key, member))
+        raise VerificationFailed(f"index of {archive.key} is damaged", detail=lacking, hint=OTHER_HINT)
+    return b"".join(read(archive, member))
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -218,17 +227,17 @@ def write_file(path: Path, data: bytes) -> None:
         write(data)
 
 
-def read(store: Store, key: str, member: Member) -> Iterator[bytes]:
+def read(archive: Archive, member: Member) -> Iterator[bytes]:
     """One member's stored bytes, by one range. Raises VerificationFailed, at the end, where their sha256 is wrong."""
     sha256 = hashlib.sha256()
-    with store.open(key, member.offset, member.size_bytes) as stream:
-        for chunk in _chunks(key, stream, member.size_bytes):
+    with archive.store.open(archive.key, member.offset, member.size_bytes) as stream:
+        for chunk in _chunks(archive.key, stream, member.size_bytes):
             sha256.update(chunk)
             yield chunk
-    _check_hash(key, member, sha256.hexdigest())
+    _check_hash(archive.key, member, sha256.hexdigest())
 
 
-def fetch(store: Store, key: str, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]) -> None:
+def fetch(archive: Archive, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]) -> None:
     """Writes the members as regular files into an existing folder, largest ranges first, each sha256 checked.
 
     Every file that is left there is whole, also when this raises: the one that was being written is removed.
@@ -247,7 +256,7 @@ def fetch(store: Store, key: str, members: Sequence[Member], directory: Path, on
 
     with threads.pool(FETCH_THREADS, "fetch") as pool:
         try:
-            futures = [pool.submit(_fetch_range, store, key, group, directory, count) for group in ranges]
+            futures = [pool.submit(_fetch_range, archive, group, directory, count) for group in ranges]
             for future in threads.completed(futures):
                 future.result()
         except BaseException:
@@ -255,16 +264,14 @@ def fetch(store: Store, key: str, members: Sequence[Member], directory: Path, on
             raise
 
 
-def _fetch_range(
-    store: Store, key: str, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]
-) -> None:
+def _fetch_range(archive: Archive, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]) -> None:
     start = members[0].offset
-    with store.open(key, start, _range_bytes(members)) as stream:
+    with archive.store.open(archive.key, start, _range_bytes(members)) as stream:
         position = start
         for member in members:
-            for _ in _chunks(key, stream, member.offset - position):
+            for _ in _chunks(archive.key, stream, member.offset - position):
                 pass
-            _write_file(key, member, stream, directory, on_bytes)
+            _write_file(archive.key, member, stream, directory, on_bytes)
             position = member.offset + member.size_bytes
 
 

@@ -273,7 +273,7 @@ def _tables(catalog: Catalog, backups: Sequence[Backup]) -> Iterator[Sequence[Ta
     """The tables of each backup, read when they are asked for."""
     for backup in backups:
         try:
-            yield archive.read_index(catalog.store, archive_key(name_of(backup)), backup.manifest).contract.tables
+            yield archive.read_index(catalog.archive(backup)).contract.tables
         except BackupdError as exc:
             _log.warning("anomaly.unknown", backup=backup.id, message=exc.message, action="backupd verify it")
 

@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import cast, get_args
 
 from backupd import log, threads
+from backupd.archive import Archive
 from backupd.errors import AccessRefused, AlreadyExists, BackupdError, NotFound, StoreError, VerificationFailed
 from backupd.manifest import (
     ID_PATTERN,
@@ -164,6 +165,10 @@ class Catalog:
         if listing.broken and not listing.backups:
             raise listing.broken[0].error
         return next(iter(listing.backups), None)
+
+    def archive(self, backup: Backup) -> Archive:
+        """The backup's archive, to be read."""
+        return Archive(self.store, archive_key(name_of(backup)), backup.manifest)
 
     def database(self, text: str) -> Listing:
         """What the store holds of one database, as people write it (`app`, `prod/app`). Raises UsageError."""

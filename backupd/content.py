@@ -15,11 +15,11 @@ from typing import Literal, get_args
 import xxhash
 
 from backupd import archive, copytext, decode, facts, target, toc
+from backupd.archive import Archive
 from backupd.errors import AccessRefused, BackupdError, DatabaseError, VerificationFailed
 from backupd.manifest import Index, LargeObject, Table
 from backupd.postgres import Access, Session, connect
 from backupd.progress import Progress
-from backupd.store import Store
 
 Outcome = Literal["identical", "other order", "contained", "different", "not comparable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -45,8 +45,7 @@ _SETTINGS = {
 class Dump:
     """Where the dump lies that a database is compared with."""
 
-    store: Store
-    key: str
+    archive: Archive
     index: Index
 
 
@@ -106,7 +105,7 @@ def compare(access: Access, database: str, dump: Dump, jobs: int, progress: Prog
 
     Raises VerificationFailed where the dump itself is damaged, DatabaseError where the server is lost.
     """
-    encoding = toc.encoding(toc.read_toc(archive.read_toc(dump.store, dump.key, dump.index)))
+    encoding = toc.encoding(toc.read_toc(archive.read_toc(dump.archive, dump.index)))
     with connect(access, database) as session:
         groups = _groups(session, dump.index.contract.tables)
         there = {int(row[0]) for row in session.rows("SELECT oid::int8 FROM pg_largeobject_metadata")}
@@ -225,7 +224,7 @@ class _Reader:
         member = next((each for each in self.dump.index.members if each.name == table.member), None)
         if member is None:
             raise VerificationFailed(f"the index names no member {table.member}")
-        lines = decode.lines(member.name, archive.read(self.dump.store, self.dump.key, member))
+        lines = decode.lines(member.name, archive.read(self.dump.archive, member))
         columns = copytext.parse(table.copy_statement).columns
         return copytext.rearranged(lines, columns, self.group.target.columns)
 

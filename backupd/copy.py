@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from backupd import archive, log
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.errors import AlreadyExists, BackupdError, StoreError, UsageError, VerificationFailed
 from backupd.manifest import Backup, Index, Member
 from backupd.progress import Progress
@@ -91,34 +91,36 @@ def _require_same(there: Backup, backup: Backup, second: Catalog) -> None:
 
 
 def _copy_archive(first: Catalog, backup: Backup, second: Catalog, progress: Progress) -> None:
-    key, manifest = archive_key(name_of(backup)), backup.manifest
-    index = archive.read_index(first.store, key, manifest)
+    stored, manifest = first.archive(backup), backup.manifest
+    index = archive.read_index(stored)
     progress.begin("copy", backup.id, total_bytes=manifest.archive_bytes)
     if _is_whole(second, backup, index, progress):
         return
     progress.begin("copy", backup.id, total_bytes=manifest.archive_bytes)
-    with second.store.create(key, manifest.archive_bytes) as stream:
+    with second.store.create(stored.key, manifest.archive_bytes) as stream:
 
         def write(chunk: bytes) -> None:
             stream.write(chunk)
             progress.advance(len(chunk))
 
-        archive.copy(first.store, key, manifest, index, write)
+        archive.copy(stored, index, write)
 
 
 def _is_whole(second: Catalog, backup: Backup, index: Index, progress: Progress) -> bool:
     """Whether an archive without a manifest is there, whole; one that is not is removed."""
-    key = archive_key(name_of(backup))
-    if not any(entry.key == key for entry in second.store.list(key)):
+    stored = second.archive(backup)
+    if not any(entry.key == stored.key for entry in second.store.list(stored.key)):
         return False
 
     def feed(member: Member, chunk: bytes) -> None:
         progress.advance(len(chunk))
 
     try:
-        archive.verify(second.store, key, backup.manifest, index, feed)
+        archive.verify(stored, index, feed)
     except VerificationFailed as exc:
-        _log.warning("orphan.damaged", key=key, store=second.store.url, message=exc.message, action="it is replaced")
-        second.store.delete(key)
+        _log.warning(
+            "orphan.damaged", key=stored.key, store=second.store.url, message=exc.message, action="it is replaced"
+        )
+        second.store.delete(stored.key)
         return False
     return True

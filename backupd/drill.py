@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backupd import archive, content, dump, facts, log, postgres, restore, target, throwaway
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.connection import Server
 from backupd.errors import (
     AccessRefused,
@@ -211,8 +211,8 @@ def _prove(
     progress: Progress,
 ) -> Drilled:
     """The restored database's rows and content are those of the backup; else VerificationFailed."""
-    key, database = archive_key(name_of(backup)), f"{_PREFIX}{backup.id.lower()}"
-    index = archive.read_index(catalog.store, key, backup.manifest)
+    stored, database = catalog.archive(backup), f"{_PREFIX}{backup.id.lower()}"
+    index = archive.read_index(stored)
     into = restore.Job(
         database,
         create=True,
@@ -226,7 +226,7 @@ def _prove(
         restored = restore.restore(access, catalog, clients, backup, into, progress)
         stack.callback(target.drop, access, job.maintenance, database)
         restored_at = time.monotonic()
-        found = content.compare(access, database, content.Dump(catalog.store, key, index), job.jobs, progress)
+        found = content.compare(access, database, content.Dump(stored, index), job.jobs, progress)
         compared_at = time.monotonic()
     _require_no_difference(backup, found)
     return Drilled(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from backupd import archive, dump, facts, log, postgres, preflight, roles, scratch, selection, swap, target, toc
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.errors import AccessRefused, BackupdError, RestoreFailed, UsageError, VerificationFailed, VersionMismatch
 from backupd.manifest import Backup, Contract, DatabaseProperties, Index, Manifest
 from backupd.progress import Progress
@@ -187,11 +187,11 @@ def _part(catalog: Catalog, backup: Backup, wanted: selection.Wanted | None) -> 
 
     Raises UsageError where a pattern matches nothing.
     """
-    key = archive_key(name_of(backup))
-    index = archive.read_index(catalog.store, key, backup.manifest)
+    stored = catalog.archive(backup)
+    index = archive.read_index(stored)
     if wanted is None:
         return _Part(index)
-    data = archive.read_toc(catalog.store, key, index)
+    data = archive.read_toc(stored, index)
     chosen = selection.choose(toc.read_toc(data), wanted)
     contract = selection.cut(index.contract, chosen)
     needed = {table.member for table in contract.tables}
@@ -263,7 +263,7 @@ def fetch(
     progress.begin("fetch", backup.id, total_members=len(wanted), total_bytes=needed_bytes)
     try:
         scratch.require_room(folder, needed_bytes, f"backup {backup.id}", limit_bytes)
-        archive.fetch(catalog.store, archive_key(name_of(backup)), wanted, folder, progress.advance)
+        archive.fetch(catalog.archive(backup), wanted, folder, progress.advance)
     except BaseException:
         for member in wanted:
             (folder / member.name).unlink(missing_ok=True)
@@ -306,14 +306,14 @@ def _subject(
         except UsageError as exc:
             hint = "Give --as, which makes the database." if not job.create else "Set BACKUPD_TARGET__DATABASE."
             raise UsageError(exc.message, detail=exc.detail, hint=hint) from exc
-        key = archive_key(name_of(backup))
+        stored = catalog.archive(backup)
         yield preflight.Subject(
             access=access,
             session=session,
             backup=backup,
             index=part.index,
             client=lambda: _choose_client(clients, backup.manifest, access),
-            toc=functools.cache(lambda: toc.read_toc(part.toc or archive.read_toc(catalog.store, key, part.index))),
+            toc=functools.cache(lambda: toc.read_toc(part.toc or archive.read_toc(stored, part.index))),
             database=job.database,
             create=job.create,
             live=job.live,

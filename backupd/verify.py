@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from backupd import archive, decode
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.errors import NotFound, VerificationFailed
 from backupd.manifest import Backup, Contract, Index, Member
 from backupd.progress import Progress
-from backupd.selector import name_of
 
 
 def verify(catalog: Catalog, backup: Backup, now: datetime, progress: Progress) -> Backup:
@@ -35,14 +34,14 @@ def verify(catalog: Catalog, backup: Backup, now: datetime, progress: Progress) 
 
 
 def _read(catalog: Catalog, backup: Backup, progress: Progress) -> int:
-    key = archive_key(name_of(backup))
-    index = archive.read_index(catalog.store, key, backup.manifest)
+    stored = catalog.archive(backup)
+    index = archive.read_index(stored)
     members = len(index.contract.tables) + len(index.contract.large_objects)
     progress.begin("verify", backup.id, members, backup.manifest.archive_bytes)
     reader = _Reader(index, progress)
-    archive.verify(catalog.store, key, backup.manifest, index, reader)
+    archive.verify(stored, index, reader)
     if reader.decoded != members:
-        raise VerificationFailed(f"archive {key} holds {reader.decoded} of {members} members")
+        raise VerificationFailed(f"archive {stored.key} holds {reader.decoded} of {members} members")
     return reader.decoded
 
 

@@ -208,7 +208,7 @@ class Site:
 
     def index(self, taken: Backup) -> Index:
         """The backup's index, read back."""
-        return archive.read_index(self.catalog.store, archive_key(name_of(taken)), taken.manifest)
+        return archive.read_index(self.catalog.archive(taken))
 
     def archive_file(self, taken: Backup) -> Path:
         """The backup's archive."""

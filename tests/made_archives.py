@@ -49,6 +49,11 @@ class Made:
         return self.root / KEY
 
     @property
+    def archive(self) -> archive.Archive:
+        """What reads it."""
+        return archive.Archive(self.store, KEY, self.manifest)
+
+    @property
     def catalog(self) -> Catalog:
         """The store's backups."""
         return Catalog(self.store)
@@ -98,7 +103,7 @@ def make_archive(folder: Path, members: Mapping[str, bytes] = MEMBERS, contract:
             writer.add(name, data)
         written = writer.finish(contract_of(members) if contract is None else contract)
     manifest = manifest_of(written)
-    return Made(store, root, manifest, archive.read_index(store, KEY, manifest))
+    return Made(store, root, manifest, archive.read_index(archive.Archive(store, KEY, manifest)))
 
 
 def manifest_of(written: archive.Written) -> Manifest:

@@ -22,6 +22,7 @@ import psycopg
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
 from made_archives import (
+    EMPTY_MANIFEST,
     ID,
     KEY,
     MEMBERS,
@@ -125,7 +126,7 @@ def test_a_manifest_knows_the_archive_s_size_and_hash(sizes: Made) -> None:
 def test_an_archive_of_nothing_is_an_archive(tmp_path: Path) -> None:
     made = make_archive(tmp_path, {}, NOTHING)
     assert made.index == Index(FORMAT, ID, (), NOTHING)
-    archive.verify(made.store, KEY, made.manifest, made.index, nothing)
+    archive.verify(made.archive, made.index, nothing)
 
 
 def test_a_member_of_more_than_8_gib_has_its_size_in_a_pax_header(tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def document(made: Made) -> dict[str, Any]:
 
 def test_the_index_is_read_by_one_range(made: Made) -> None:
     watched = WatchedStore(made.store)
-    assert archive.read_index(watched, KEY, made.manifest) == made.index
+    assert archive.read_index(archive.Archive(watched, KEY, made.manifest)) == made.index
     assert watched.opened == [(made.manifest.index_offset, made.manifest.index_bytes)]
 
 
@@ -314,9 +315,9 @@ def test_an_index_with_any_flipped_bit_is_refused(made: Made) -> None:
     for position in range(made.manifest.index_offset, made.manifest.index_offset + made.manifest.index_bytes):
         made.flip(position)
         with pytest.raises(VerificationFailed, match=f"index of {KEY} is damaged"):
-            archive.read_index(made.store, KEY, made.manifest)
+            archive.read_index(made.archive)
         made.flip(position)
-    assert archive.read_index(made.store, KEY, made.manifest) == made.index
+    assert archive.read_index(made.archive) == made.index
 
 
 Change = Callable[[dict[str, Any]], object]
@@ -350,13 +351,13 @@ def test_an_index_that_cannot_be_of_this_archive_is_refused(made: Made, tmp_path
     (tmp_path / "other").mkdir()
     store, manifest = with_index(tmp_path / "other", decode.pack(json.dumps(it).encode()))
     with pytest.raises(VerificationFailed, match=f"index of {KEY} is damaged"):
-        archive.read_index(store, KEY, manifest)
+        archive.read_index(archive.Archive(store, KEY, manifest))
 
 
 def test_an_index_that_was_not_changed_passes_through_the_same_hands(made: Made, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     store, manifest = with_index(tmp_path / "other", decode.pack(json.dumps(document(made)).encode()))
-    assert archive.read_index(store, KEY, manifest) == made.index
+    assert archive.read_index(archive.Archive(store, KEY, manifest)) == made.index
 
 
 def test_the_order_in_the_index_does_not_matter(made: Made, tmp_path: Path) -> None:
@@ -364,7 +365,7 @@ def test_the_order_in_the_index_does_not_matter(made: Made, tmp_path: Path) -> N
     it["members"].reverse()
     (tmp_path / "other").mkdir()
     store, manifest = with_index(tmp_path / "other", decode.pack(json.dumps(it).encode()))
-    assert len(archive.read_index(store, KEY, manifest).members) == len(MEMBERS)
+    assert len(archive.read_index(archive.Archive(store, KEY, manifest)).members) == len(MEMBERS)
 
 
 def test_an_index_of_a_future_version_says_so(made: Made, tmp_path: Path) -> None:
@@ -372,7 +373,7 @@ def test_an_index_of_a_future_version_says_so(made: Made, tmp_path: Path) -> Non
     packed = decode.pack(json.dumps(document(made) | {"format": FORMAT + 1, "members": "elsewhere"}).encode())
     store, manifest = with_index(tmp_path / "other", packed)
     with pytest.raises(VersionMismatch, match=f"index of {KEY} has format version {FORMAT + 1}"):
-        archive.read_index(store, KEY, manifest)
+        archive.read_index(archive.Archive(store, KEY, manifest))
 
 
 @pytest.mark.parametrize("length", [0, 1, 8, 40, -1])
@@ -382,7 +383,7 @@ def test_an_index_whose_frame_is_cut_is_refused_though_its_hash_is_right(
     (tmp_path / "other").mkdir()
     store, manifest = with_index(tmp_path / "other", decode.pack(json.dumps(document(made)).encode())[:length])
     with pytest.raises(VerificationFailed, match=f"index of {KEY} is damaged"):
-        archive.read_index(store, KEY, manifest)
+        archive.read_index(archive.Archive(store, KEY, manifest))
 
 
 @pytest.mark.slow
@@ -390,22 +391,24 @@ def test_an_index_that_expands_without_measure_is_refused(tmp_path: Path) -> Non
     store, manifest = with_index(tmp_path, decode.pack(bytes(2 * archive.INDEX_LIMIT_BYTES)))
     assert manifest.index_bytes < 100_000
     with pytest.raises(VerificationFailed, match=f"index of {KEY} is larger"):
-        archive.read_index(store, KEY, manifest)
+        archive.read_index(archive.Archive(store, KEY, manifest))
 
 
 def test_an_index_that_is_too_large_is_not_even_read(made: Made) -> None:
     watched = WatchedStore(made.store)
     with pytest.raises(VerificationFailed, match=f"index of {KEY} is larger"):
-        archive.read_index(watched, KEY, replace(made.manifest, index_bytes=archive.INDEX_LIMIT_BYTES + 1))
+        archive.read_index(
+            archive.Archive(watched, KEY, replace(made.manifest, index_bytes=archive.INDEX_LIMIT_BYTES + 1))
+        )
     assert watched.opened == []
 
 
 def test_an_index_that_is_not_there_is_the_store_s_to_say(made: Made) -> None:
     with pytest.raises(StoreError, match="too short"):
-        archive.read_index(made.store, KEY, replace(made.manifest, index_offset=1 << 30))
+        archive.read_index(archive.Archive(made.store, KEY, replace(made.manifest, index_offset=1 << 30)))
     made.store.delete(KEY)
     with pytest.raises(NotFound, match=KEY):
-        archive.read_index(made.store, KEY, made.manifest)
+        archive.read_index(made.archive)
 
 
 # --- verifying
@@ -418,7 +421,7 @@ def verified(made: Made) -> dict[str, bytes]:
     def feed(member: Member, data: bytes) -> None:
         fed[member.name] = fed.get(member.name, b"") + data
 
-    archive.verify(made.store, KEY, made.manifest, made.index, feed)
+    archive.verify(made.archive, made.index, feed)
     return fed
 
 
@@ -429,7 +432,7 @@ def test_verify_reads_the_archive_once_and_feeds_every_member(sizes: Made) -> No
         if not data:
             ended.append(member.name)
 
-    archive.verify(watched, KEY, sizes.manifest, sizes.index, feed)
+    archive.verify(archive.Archive(watched, KEY, sizes.manifest), sizes.index, feed)
     assert len(watched.opened) == 1
     assert ended == [f"size-{size}" for size in SIZES]
     assert {name: hashlib.sha256(data).hexdigest() for name, data in verified(sizes).items()} == {
@@ -441,9 +444,9 @@ def test_every_byte_that_is_flipped_is_found_in_headers_and_padding_too(made: Ma
     for position in range(made.manifest.archive_bytes):
         made.flip(position)
         with pytest.raises(VerificationFailed):
-            archive.verify(made.store, KEY, made.manifest, made.index, nothing)
+            archive.verify(made.archive, made.index, nothing)
         made.flip(position)
-    archive.verify(made.store, KEY, made.manifest, made.index, nothing)
+    archive.verify(made.archive, made.index, nothing)
 
 
 def test_a_flipped_byte_names_its_member_and_no_later_one_is_fed(made: Made) -> None:
@@ -451,7 +454,7 @@ def test_a_flipped_byte_names_its_member_and_no_later_one_is_fed(made: Made) -> 
     made.flip(damaged.offset)
     fed: list[str] = []
     with pytest.raises(VerificationFailed, match=f"member {damaged.name} of {KEY} is damaged") as caught:
-        archive.verify(made.store, KEY, made.manifest, made.index, lambda member, _: fed.append(member.name))
+        archive.verify(made.archive, made.index, lambda member, _: fed.append(member.name))
     assert set(fed) == {member.name for member in made.index.members[:3]}
     assert "`backupd list`" in str(caught.value.hint)
 
@@ -464,14 +467,14 @@ def test_members_that_changed_places_are_found(tmp_path: Path) -> None:
     data[first], data[second] = data[second], data[first]
     made.path.write_bytes(data)
     with pytest.raises(VerificationFailed, match=r"member 1\.dat"):
-        archive.verify(made.store, KEY, made.manifest, made.index, nothing)
+        archive.verify(made.archive, made.index, nothing)
 
 
 def test_an_archive_cut_at_any_block_is_found(made: Made) -> None:
     for length in range(made.manifest.archive_bytes - 512, -1, -512):
         os.truncate(made.path, length)
         with pytest.raises(VerificationFailed, match=f"{KEY} is cut"):
-            archive.verify(made.store, KEY, made.manifest, made.index, nothing)
+            archive.verify(made.archive, made.index, nothing)
 
 
 @pytest.mark.parametrize("more", [b"\0", bytes(10_240), b"x"])
@@ -479,14 +482,14 @@ def test_an_archive_that_goes_on_is_found(made: Made, more: bytes) -> None:
     with made.path.open("ab") as file:
         file.write(more)
     with pytest.raises(VerificationFailed, match=f"archive {KEY} is damaged") as caught:
-        archive.verify(made.store, KEY, made.manifest, made.index, nothing)
+        archive.verify(made.archive, made.index, nothing)
     assert "goes on" in str(caught.value.detail)
 
 
 def test_a_store_that_breaks_off_is_no_damage(made: Made) -> None:
     watched = WatchedStore(made.store, replace_stream=lambda _, stream: BreakingStream(stream, 3000))
     with pytest.raises(StoreError, match="broke off"):
-        archive.verify(watched, KEY, made.manifest, made.index, nothing)
+        archive.verify(archive.Archive(watched, KEY, made.manifest), made.index, nothing)
 
 
 # --- fetching
@@ -499,7 +502,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_fetch_writes_exactly_the_members_as_private_regular_files(sizes: Made, target: Path) -> None:
     arrived: list[int] = []
-    archive.fetch(sizes.store, KEY, sizes.index.members, target, arrived.append)
+    archive.fetch(sizes.archive, sizes.index.members, target, arrived.append)
     assert {name: hashlib.sha256(data).hexdigest() for name, data in files(target).items()} == {
         member.name: member.sha256 for member in sizes.index.members
     }
@@ -511,13 +514,13 @@ def test_fetch_writes_exactly_the_members_as_private_regular_files(sizes: Made, 
 
 def test_fetch_of_some_members_writes_only_those(made: Made, target: Path) -> None:
     wanted = made.index.members[1::2]
-    archive.fetch(made.store, KEY, wanted, target, nothing)
+    archive.fetch(made.archive, wanted, target, nothing)
     assert files(target) == {member.name: MEMBERS[member.name] for member in wanted}
 
 
 def test_fetch_of_nothing_asks_for_nothing(made: Made, target: Path) -> None:
     watched = WatchedStore(made.store)
-    archive.fetch(watched, KEY, [], target, nothing)
+    archive.fetch(archive.Archive(watched, KEY, EMPTY_MANIFEST), [], target, nothing)
     assert (watched.opened, files(target)) == ([], {})
 
 
@@ -525,7 +528,7 @@ def test_many_small_members_are_asked_for_in_few_ranges(tmp_path: Path, target: 
     members = {f"{number}.dat": b"%d\n" % number for number in range(2000)}
     made = make_archive(tmp_path, members, NOTHING)
     watched = WatchedStore(made.store)
-    archive.fetch(watched, KEY, made.index.members, target, nothing)
+    archive.fetch(archive.Archive(watched, KEY, EMPTY_MANIFEST), made.index.members, target, nothing)
     assert files(target) == members
     assert len(watched.opened) == 1
 
@@ -535,7 +538,7 @@ def test_ranges_are_bounded_and_the_largest_comes_first(tmp_path: Path, target: 
     members = {f"{number}.dat": bytes([number]) * size for number, size in enumerate(sizes)}
     made = make_archive(tmp_path, members, NOTHING)
     watched = WatchedStore(made.store)
-    archive.fetch(watched, KEY, made.index.members, target, nothing)
+    archive.fetch(archive.Archive(watched, KEY, EMPTY_MANIFEST), made.index.members, target, nothing)
     assert files(target) == members
     offsets = {member.offset: member.name for member in made.index.members}
     opened = {offsets[start]: length or 0 for start, length in watched.opened}
@@ -549,7 +552,7 @@ def test_a_large_archive_is_read_in_few_ranges(tmp_path: Path, target: Path) -> 
     members = {f"{number}.dat": bytes([number]) * (1 << 20) for number in range(160)}
     made = make_archive(tmp_path, members, NOTHING)
     watched = WatchedStore(made.store)
-    archive.fetch(watched, KEY, made.index.members, target, nothing)
+    archive.fetch(archive.Archive(watched, KEY, EMPTY_MANIFEST), made.index.members, target, nothing)
     assert files(target) == members
     assert len(watched.opened) <= archive.RANGES_PER_THREAD * archive.FETCH_THREADS + 1
 
@@ -558,7 +561,9 @@ def test_members_far_apart_are_not_joined_by_what_lies_between(tmp_path: Path, t
     members = {"1.dat": b"one", "2.dat": bytes(100_000), "3.dat": b"three"}
     made = make_archive(tmp_path, members, NOTHING)
     watched = WatchedStore(made.store)
-    archive.fetch(watched, KEY, [made.index.members[0], made.index.members[2]], target, nothing)
+    archive.fetch(
+        archive.Archive(watched, KEY, EMPTY_MANIFEST), [made.index.members[0], made.index.members[2]], target, nothing
+    )
     assert sorted(length or 0 for _, length in watched.opened) == [3, 5]
 
 
@@ -574,7 +579,7 @@ def test_progress_is_counted_by_one_thread_at_a_time(tmp_path: Path, target: Pat
         arrived.append(size_bytes)
         inside.release()
 
-    archive.fetch(made.store, KEY, made.index.members, target, count)
+    archive.fetch(made.archive, made.index.members, target, count)
     assert sum(arrived) == 34 << 20
     assert len(threads) == archive.FETCH_THREADS
 
@@ -584,14 +589,14 @@ def test_a_damaged_member_is_removed_and_never_given_to_anyone(made: Made, targe
     damaged = made.index.members[number]
     made.flip(damaged.offset + damaged.size_bytes - 1)
     with pytest.raises(VerificationFailed, match=f"member {damaged.name} of {KEY} is damaged"):
-        archive.fetch(made.store, KEY, made.index.members, target, nothing)
+        archive.fetch(made.archive, made.index.members, target, nothing)
     assert files(target) == {name: MEMBERS[name] for name in list(MEMBERS)[:number]}
 
 
 def test_an_existing_file_is_refused_and_stays(made: Made, target: Path) -> None:
     (target / "toc.dat").write_bytes(b"somebody's")
     with pytest.raises(UsageError, match=r"toc\.dat") as caught:
-        archive.fetch(made.store, KEY, made.index.members, target, nothing)
+        archive.fetch(made.archive, made.index.members, target, nothing)
     assert "exists" in str(caught.value.detail)
     assert files(target)["toc.dat"] == b"somebody's"
 
@@ -603,7 +608,7 @@ def test_a_planted_link_is_not_followed(made: Made, target: Path, tmp_path: Path
         victim.write_bytes(b"precious")
     (target / "toc.dat").symlink_to(victim)
     with pytest.raises(UsageError, match=r"toc\.dat"):
-        archive.fetch(made.store, KEY, made.index.members, target, nothing)
+        archive.fetch(made.archive, made.index.members, target, nothing)
     assert victim.exists() == there
     assert not there or victim.read_bytes() == b"precious"
     assert (target / "toc.dat").is_symlink()
@@ -611,14 +616,14 @@ def test_a_planted_link_is_not_followed(made: Made, target: Path, tmp_path: Path
 
 def test_a_folder_that_does_not_exist_is_a_usage_error(made: Made, target: Path) -> None:
     with pytest.raises(UsageError, match="missing"):
-        archive.fetch(made.store, KEY, made.index.members, target / "missing", nothing)
+        archive.fetch(made.archive, made.index.members, target / "missing", nothing)
 
 
 def test_a_store_that_breaks_off_leaves_only_whole_files(sizes: Made, target: Path) -> None:
     half = sizes.index.members[-1].offset + sizes.index.members[-1].size_bytes // 2 - sizes.index.members[0].offset
     watched = WatchedStore(sizes.store, replace_stream=lambda _, stream: BreakingStream(stream, half))
     with pytest.raises(StoreError, match="broke off"):
-        archive.fetch(watched, KEY, sizes.index.members, target, nothing)
+        archive.fetch(archive.Archive(watched, KEY, EMPTY_MANIFEST), sizes.index.members, target, nothing)
     assert set(files(target)) == {member.name for member in sizes.index.members[:-1]}
     for member in sizes.index.members[:-1]:
         assert hashlib.sha256((target / member.name).read_bytes()).hexdigest() == member.sha256
@@ -628,7 +633,7 @@ def test_a_range_that_ends_early_is_a_cut_archive(made: Made, target: Path) -> N
     """A store must not do that; one that does is not believed."""
     watched = WatchedStore(made.store, replace_stream=lambda _, stream: io.BytesIO(stream.read(600)))
     with pytest.raises(VerificationFailed, match=f"{KEY} is cut"):
-        archive.fetch(watched, KEY, made.index.members, target, nothing)
+        archive.fetch(archive.Archive(watched, KEY, EMPTY_MANIFEST), made.index.members, target, nothing)
     assert set(files(target)) <= {"README.txt"}
 
 
@@ -651,7 +656,7 @@ def test_a_failure_does_not_wait_for_a_long_member(endless: tuple[WatchedStore, 
     store, members = endless
     began = time.monotonic()
     with pytest.raises(VerificationFailed, match=r"2\.dat"):
-        archive.fetch(store, KEY, members, target, nothing)
+        archive.fetch(archive.Archive(store, KEY, EMPTY_MANIFEST), members, target, nothing)
     assert time.monotonic() - began < 5
     assert files(target) == {}
 
@@ -678,7 +683,7 @@ def test_an_interrupted_fetch_ends_at_once_and_leaves_no_half_file(
     store, members = endless
     began = time.monotonic()
     with pytest.raises(Interrupted), interrupted_after(0.3):
-        archive.fetch(store, KEY, members[:1], target, nothing)
+        archive.fetch(archive.Archive(store, KEY, EMPTY_MANIFEST), members[:1], target, nothing)
     assert time.monotonic() - began < 5
     assert files(target) == {}
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("fetch")] == []
@@ -701,7 +706,7 @@ def test_a_full_disk_is_no_room_and_what_is_whole_stays(tmp_path: Path, small_ta
     members = {"1.dat": os.urandom(30_000), "2.dat": os.urandom(30_000), "3.dat": os.urandom(3 << 20)}
     made = make_archive(tmp_path, members, NOTHING)
     with pytest.raises(NoRoom, match=r"3\.dat") as caught:
-        archive.fetch(made.store, KEY, made.index.members, small_target, nothing)
+        archive.fetch(made.archive, made.index.members, small_target, nothing)
     assert "BACKUPD_SCRATCH__DIRECTORY" in str(caught.value.hint)
     assert files(small_target) == {name: members[name] for name in ("1.dat", "2.dat")}
 
@@ -712,14 +717,14 @@ def test_a_disk_that_takes_half_of_the_last_chunk_is_no_room(tmp_path: Path, sma
     """The system then writes what it can and reports no error: the file would be cut, its hash right."""
     made = make_archive(tmp_path, {"1.dat": os.urandom(size)}, NOTHING)
     with pytest.raises(NoRoom, match=r"1\.dat"):
-        archive.fetch(made.store, KEY, made.index.members, small_target, nothing)
+        archive.fetch(made.archive, made.index.members, small_target, nothing)
     assert files(small_target) == {}
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_just_large_enough_is_enough(tmp_path: Path, small_target: Path) -> None:
     made = make_archive(tmp_path, {"1.dat": os.urandom(98_304)}, NOTHING)
-    archive.fetch(made.store, KEY, made.index.members, small_target, nothing)
+    archive.fetch(made.archive, made.index.members, small_target, nothing)
     assert (small_target / "1.dat").stat().st_size == 98_304
 
 

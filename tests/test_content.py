@@ -11,12 +11,10 @@ from fix_tools import Site, access_server
 from psycopg import sql
 
 from backupd import content, postgres
-from backupd.catalog import archive_key
 from backupd.content import Compared, Content
 from backupd.errors import VerificationFailed
 from backupd.manifest import Backup
 from backupd.progress import Progress
-from backupd.selector import name_of
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +25,7 @@ def compare(here: Site, backup: Backup, database: str, *, user: str = "") -> Con
     """The database against the backup; by another role, if one is named."""
     made = access_server(here)
     server = type(made)({**made.keywords, **({"user": user} if user else {})}, made.password, None, made.environment)
-    dump = content.Dump(here.catalog.store, archive_key(name_of(backup)), here.index(backup))
+    dump = content.Dump(here.catalog.archive(backup), here.index(backup))
     with postgres.reach(server, database, here.temporary, "backupd test") as access:
         return content.compare(access, database, dump, 2, Progress())
 

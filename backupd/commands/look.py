@@ -57,7 +57,7 @@ def tables(backup: shared.BackupName, json_: shared.Json = False) -> None:
 
     found = shared.installation().catalog()
     chosen = found.find(backup)
-    index = archive.read_index(found.store, catalog.archive_key(name_of(chosen)), chosen.manifest)
+    index = archive.read_index(found.archive(chosen))
     shared.print_json(asdict(index.contract)) if json_ else print(render.tables(index))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backupd import catalog, render, terminal
+from backupd import render, terminal
 from backupd.commands import shared
 from backupd.errors import BackupdError, UsageError
 from backupd.installation import Installation
@@ -286,7 +286,7 @@ def fetch(
 
     found = shared.installation().catalog()
     chosen = shared.find(found, backup)
-    index = archive.read_index(found.store, catalog.archive_key(name_of(chosen)), chosen.manifest)
+    index = archive.read_index(found.archive(chosen))
     with scratch.errors(directory):
         directory.mkdir(mode=0o700)
     with terminal.shown() as progress:
