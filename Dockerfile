@@ -27,7 +27,7 @@ RUN set -e; \
 # --- backupd and what requirements.lock pins, in a virtual environment; built by Debian's hatchling, not by a fetched one
 
 FROM docker.io/library/debian:trixie-slim AS python
-RUN apt-get update -q && apt-get install -qy --no-install-recommends python3-pip python3-hatchling
+RUN apt-get update -q && apt-get install -qy --no-install-recommends binutils python3-pip python3-hatchling
 RUN python3 -m venv --without-pip /opt/backupd
 WORKDIR /source
 COPY requirements.lock ./
@@ -35,6 +35,13 @@ RUN pip --python /opt/backupd install --no-cache-dir --only-binary :all: --requi
 # botocore describes all of AWS, in 28 MB: kept is S3, and what its ways to credentials ask.
 RUN cd /opt/backupd/lib/python3*/site-packages && rm -r boto3/data boto3/examples && \
     find botocore/data -mindepth 1 -maxdepth 1 -type d ! -regex '.*/\(s3\|sts\|sso\|sso-oidc\|signin\)' -exec rm -r {} +
+# pygments knows 500 languages, none of which is printed; apprise brings pictures and translations, and OAuth for one
+# service; PyYAML is as good in Python alone for what apprise asks of it; pydantic brings its first version along.
+# Symbols of libraries are for debuggers.
+RUN cd /opt/backupd/lib/python3*/site-packages && \
+    find pygments/lexers -name '*.py*' ! -name '__init__*' ! -name '_mapping*' -delete && \
+    rm -r apprise/i18n apprise/assets/themes oauthlib requests_oauthlib yaml/_yaml*.so pydantic/v1 && \
+    find . -name '*.so*' ! -path '*.libs/*' -exec strip --strip-unneeded {} +
 COPY pyproject.toml README.md LICENSE ./
 COPY backupd backupd
 RUN python3 -m hatchling build -t wheel -d /wheel && pip --python /opt/backupd install --no-deps --no-index /wheel/*.whl
@@ -47,7 +54,8 @@ COPY --from=clients /packages/libpq5_*.deb /tmp/
 RUN apt-get update -q && \
     apt-get install -qy --no-install-recommends \
         python3 tzdata ca-certificates libzstd1 liblz4-1 zlib1g /tmp/libpq5_*.deb && \
-    rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log /tmp/*
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/apt /var/log/dpkg.log /tmp/* \
+        /usr/lib/python3*/test /usr/lib/python3*/pydoc_data /usr/lib/python3*/lib-dynload/_test*
 COPY --from=clients /clients/usr/lib/postgresql /usr/lib/postgresql
 COPY --from=python /opt/backupd /opt/backupd
 # The clients find their libraries. A new volume takes its owner from the folder that it covers; OpenShift runs as group 0.

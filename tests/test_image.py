@@ -187,6 +187,14 @@ def test_the_descriptions_of_services_that_boto3_needs_are_there(image: Image) -
     assert image.python(f"import boto3\nfor name in {services}: {client}").count("https://") == len(services)
 
 
+def test_what_was_cut_from_its_libraries_is_not_missed(image: Image) -> None:
+    urls = ["json://host/x", "mailto://user:word@example.org"]
+    script = f"import apprise; print(*[apprise.Apprise().add(url) for url in {urls}])"
+    assert image.python(script) == "True True\n"
+    modules = "pyrage, nacl.signing, starlette, uvicorn, croniter, jinja2, prometheus_client, rich.markdown"
+    assert image.python(f"import {modules}; print(1)") == "1\n"
+
+
 def test_it_knows_time_zones_and_the_systems_certificates(image: Image) -> None:
     assert image.python("import zoneinfo; print(zoneinfo.ZoneInfo('Europe/Berlin'))") == "Europe/Berlin\n"
     assert int(image.shell('grep --count BEGIN "$SSL_CERT_FILE"')) > 10
