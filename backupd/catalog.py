@@ -345,11 +345,12 @@ def check(
     return tuple(
         _freshness(label, [backup for backup in found[label] if backup.manifest.filter == patterns], max_age, now)
         for label in sorted(labels)
-        if not _is_retired(found[label])
+        if not is_retired(found[label])
     )
 
 
-def _is_retired(backups: Sequence[Backup]) -> bool:
+def is_retired(backups: Sequence[Backup]) -> bool:
+    """Whether a database was retired, and no backup of it has begun since."""
     notes = [note for backup in backups if (note := backup.note("retired"))]
     newest = max(notes, key=lambda note: note.at, default=None)
     return newest is not None and newest.ok and all(backup.manifest.started_at <= newest.at for backup in backups)

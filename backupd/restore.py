@@ -16,6 +16,7 @@ from pathlib import Path
 from backupd import archive, dump, facts, log, postgres, preflight, roles, scratch, selection, swap, target, toc
 from backupd.catalog import Catalog
 from backupd.errors import AccessRefused, BackupdError, RestoreFailed, UsageError, VerificationFailed, VersionMismatch
+from backupd.estimate import restore_seconds
 from backupd.manifest import Backup, Contract, DatabaseProperties, Index, Manifest
 from backupd.progress import Progress
 from backupd.selector import name_of
@@ -145,7 +146,7 @@ def _restore(
                 _log.warning("preflight.doubt", check=found.name, what=found.text, action=found.hint)
         preflight.raise_first(errors)
         planned = _plan_roles(subject.session, job, index.contract)
-    seconds, basis = preflight.estimate(backup, ())
+    seconds, basis = restore_seconds(backup, ())
     _log.info("preflight.passed", checks=len(findings), about_seconds=seconds, by=basis)
     client = _choose_client(clients, manifest, access)
     with scratch.open_scratch(job.scratch, manifest.id) as folder:
@@ -214,7 +215,7 @@ def plan(
             f"first make {roles.describe(each)}" for each in _plan_roles(subject.session, job, part.index.contract)
         ]
     others = catalog.backups(backup.source.server, backup.source.database).backups
-    seconds, basis = preflight.estimate(backup, others)
+    seconds, basis = restore_seconds(backup, others)
     name = str(name_of(backup))
     return preflight.Plan(name, job.live or job.database, tuple(steps), tuple(findings), seconds, basis), errors
 

@@ -18,10 +18,13 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("shell", frozenset({"cli"})),
     ("verbs of the shell", frozenset(f"commands.{name}" for name in COMMANDS)),
     ("what they share", frozenset({"commands", "commands.shared"})),
+    ("pages", frozenset({"web", "web.pages"})),
+    ("parts of pages", frozenset({"web.commands"})),
     ("parts of the shell", frozenset({"installation", "terminal", "render"})),
     ("settings", frozenset({"settings"})),
     ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill"})),
-    ("before a verb", frozenset({"preflight"})),
+    ("before a verb", frozenset({"preflight", "status"})),
+    ("before those", frozenset({"outline"})),
     ("memory", frozenset({"catalog"})),
     ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "roles", "swap", "target"})),
     ("edges", frozenset({"archive", "dump", "postgres", "throwaway", "store.local", "store.s3"})),
@@ -35,6 +38,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "contract",
                 "copytext",
                 "decode",
+                "estimate",
                 "finding",
                 "guard",
                 "manifest",
@@ -48,6 +52,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "selector",
                 "table_pattern",
                 "toc",
+                "words",
             }
         ),
     ),
@@ -74,6 +79,7 @@ EXCEPTIONS = {
     ("contract", "toc"),
     ("contract", "decode"),
     ("contract", "manifest"),
+    ("estimate", "manifest"),
     ("sections", "connection"),
     ("sections", "notation"),
     ("sections", "retention"),
@@ -96,6 +102,7 @@ DOORS = {
     "tarfile": {"archive"},
     "inotify_simple": {"dump"},
     "croniter": {"schedule"},
+    "jinja2": {"web.pages"},
 }
 
 

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from made_backups import made_backup, made_manifest
 
+from backupd.estimate import RAW_BYTES_PER_SECOND, restore_seconds
 from backupd.manifest import Backup, Note
-from backupd.preflight import RAW_BYTES_PER_SECOND, estimate, only_of_18
+from backupd.preflight import only_of_18
 from backupd.toc import Entry, Toc
 
 NOW = datetime(2026, 11, 26, 3, 0, tzinfo=UTC)
@@ -23,14 +24,14 @@ def of_size(megabytes: float, days_ago: int, seconds: float | None = None, *, ok
 def test_the_newest_drill_of_the_database_says_how_long_a_restore_takes() -> None:
     drilled, older = of_size(1000, 2, 100.0), of_size(1000, 9, 50.0)
 
-    assert estimate(of_size(1000, 1), [older, drilled]) == (100.0, f"the drill of {drilled.id}")
-    assert estimate(of_size(3000, 1), [drilled])[0] == 300.0
-    assert estimate(of_size(0, 1), [drilled])[0] == 3.0
+    assert restore_seconds(of_size(1000, 1), [older, drilled]) == (100.0, f"the drill of {drilled.id}")
+    assert restore_seconds(of_size(3000, 1), [drilled])[0] == 300.0
+    assert restore_seconds(of_size(0, 1), [drilled])[0] == 3.0
 
 
 def test_a_drill_that_failed_says_nothing_and_without_one_sizes_do() -> None:
     failed = of_size(1000, 2, 100.0, ok=False)
-    seconds, basis = estimate(of_size(1000, 1), [failed])
+    seconds, basis = restore_seconds(of_size(1000, 1), [failed])
 
     assert seconds == round(3 + 1e9 / RAW_BYTES_PER_SECOND, 1)
     assert "size" in basis
