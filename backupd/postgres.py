@@ -210,7 +210,9 @@ def refuse_pooler(session: Session) -> None:
 
 @contextlib.contextmanager
 def connect(access: Access, database: str, application: str | None = None) -> Iterator[Session]:
-    """A session on the pinned server: no timeouts, UTC, empty search_path, row security off (an error, not a filter).
+    """A session on the pinned server: no timeouts, UTC, row security off (an error, not a filter).
+
+    Its search_path is empty, as that of every session of ours: only pg_catalog's own functions and operators are found.
 
     Raises DatabaseError where another server, or the same one after a restart, answers.
     """
@@ -228,9 +230,10 @@ def connect(access: Access, database: str, application: str | None = None) -> It
 
 def _quieten(session: Session) -> None:
     session.rows("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY(%s)", [list(_TIMEOUTS)])
-    session.execute("SET search_path = ''")
     session.execute("SET row_security = off")
     session.execute("SET synchronize_seqscans = off")
+    session.execute("SET standard_conforming_strings = on")  # the queries' backslashes are themselves
+    session.execute("SET DateStyle = 'ISO'")  # the only one that psycopg reads
     session.execute("SET TimeZone = 'UTC'")
 
 
@@ -258,6 +261,10 @@ def _connect(
             exc.hint = "No host is set, so this machine was tried: set PGHOST or BACKUPD_SOURCE__HOST."
         raise
     with contextlib.closing(link):
+        # First of all: a database's owner may put a schema with a pg_backend_pid() of his own before pg_catalog.
+        with _translated(_place(link)):
+            link.execute("SET search_path = ''")
+            link.execute("SET statement_timeout = 0")  # his may be a millisecond
         yield link
 
 

@@ -462,6 +462,8 @@ def run_script(access: Access, database: str, script: Script, like: DatabaseProp
     with connect(access, database) as session:
         session.execute("RESET search_path")
         session.execute("RESET row_security")
+        session.execute("RESET standard_conforming_strings")
+        session.execute("RESET DateStyle")
         session.execute("RESET TimeZone")
         try:
             session.script(script.text)
