@@ -11,13 +11,13 @@ of keys and small reads in parallel show a thousand backups in a second from a d
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import cast, get_args
 
-from backupd import log, threads
+from backupd import failure, log, threads
 from backupd.archive import Archive
 from backupd.errors import AccessRefused, AlreadyExists, BackupdError, NotFound, StoreError, VerificationFailed
 from backupd.manifest import (
@@ -56,11 +56,15 @@ class Broken:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a store holds: backups, newest first; what is broken; and orphans, remains without a manifest."""
+    """What a store holds: backups, newest first; what is broken; and orphans, remains without a manifest.
+
+    `failures` are the newest of the runs that failed, of each database some, newest first (`failure` says what of).
+    """
 
     backups: tuple[Backup, ...]
     broken: tuple[Broken, ...] = ()
     orphans: tuple[Entry, ...] = ()
+    failures: tuple[failure.Failure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,14 @@ class _Files:
         return self.entries.get(".json")
 
     @property
+    def record(self) -> Entry | None:
+        return self.entries.get(failure.ENDING)
+
+    @property
     def remains(self) -> list[Entry]:
-        """All but the manifest, the archive last."""
-        notes = [entry for ending, entry in self.entries.items() if ending not in (".tar", ".json")]
+        """All but the manifest and the record of a failure, the archive last."""
+        others = (".tar", ".json", failure.ENDING)
+        notes = [entry for ending, entry in self.entries.items() if ending not in others]
         return [*notes, self.archive] if self.archive else notes
 
     @property
@@ -144,7 +153,7 @@ class Catalog:
             if server in (None, files.name.label.server) and database in (None, files.name.label.database)
         ]
         orphans = tuple(entry for files in found if files.manifest is None for entry in files.remains)
-        return replace(self._read(found), orphans=orphans)
+        return replace(self._read(found), orphans=orphans, failures=failure.read(self.store, _records(found)))
 
     def find(self, text: str) -> Backup:
         """The backup that `text` names (`selector` has the grammar), reading no more manifests than that needs.
@@ -169,6 +178,10 @@ class Catalog:
     def archive(self, backup: Backup) -> Archive:
         """The backup's archive, to be read."""
         return Archive(self.store, archive_key(name_of(backup)), backup.manifest)
+
+    def labels(self, server: str) -> list[Label]:
+        """The databases of a server of which the store holds anything, from keys alone."""
+        return list(dict.fromkeys(files.name.label for files in self._scan(_prefix(server, None))))
 
     def database(self, text: str) -> Listing:
         """What the store holds of one database, as people write it (`app`, `prod/app`). Raises UsageError."""
@@ -246,10 +259,16 @@ class Catalog:
         swept = list(self.store.sweep(prefix, idle_since))
         for files in list(self._scan(prefix)):
             # Looked at again: a list is no snapshot, and a manifest may have come behind its back.
-            if files.manifest is None and self._look(manifest_key(files.name)) is None:
+            if files.remains and files.manifest is None and self._look(manifest_key(files.name)) is None:
                 self._remove(files)
                 swept += [entry.key for entry in files.remains]
         return swept
+
+    def forget_failures(self, label: Label, now: datetime | None = None) -> None:
+        """Removes the records of failed runs of one database: all, or at a time those that are too many or too old."""
+        records = _records(self._scan(f"{label}/"))
+        for entry in records.values() if now is None else failure.surplus(records, now):
+            self.store.delete(entry.key)
 
     def _remove(self, files: _Files) -> None:
         for entry in files.remains:
@@ -367,6 +386,10 @@ def _freshness(label: Label, backups: Sequence[Backup], max_age: timedelta, now:
         return Freshness(label, newest.finished_at, True, f"backup {newest.id} lies in the future: a clock is wrong")
     reason = f"the newest good backup {newest.id} ended {age / timedelta(hours=1):.1f} h ago"
     return Freshness(label, newest.finished_at, age > max_age, reason)
+
+
+def _records(found: Iterable[_Files]) -> dict[Name, Entry]:
+    return {files.name: files.record for files in found if files.record is not None}
 
 
 def _prefix(server: str | None, database: str | None) -> str:

@@ -117,6 +117,19 @@ class Installation:
         """The databases that `names`, else the settings, mean. Raises UsageError where a pattern matches none."""
         from backupd import facts, postgres
 
+        wanted = self._wanted(names)
+        if not any(_is_pattern(name) for name in wanted):
+            return wanted
+        with postgres.connect(access, access.database) as session:
+            there = facts.databases(session)
+        return choose(wanted, there)
+
+    def databases_unasked(self, names: Sequence[str], known: Sequence[Label]) -> list[str]:
+        """As `databases`, where the server cannot be asked: a pattern means those that the store knows, if any."""
+        there = [label.database for label in known]
+        return list(dict.fromkeys(each for name in self._wanted(names) for each in _matches(name, there)))
+
+    def _wanted(self, names: Sequence[str]) -> list[str]:
         default = self.settings.default_database
         wanted = list(names) or list(self.settings.source.databases) or ([default] if default else [])
         if not wanted:
@@ -124,11 +137,7 @@ class Installation:
         if not self.settings.source.services and (one := self.settings.of_index(wanted, _DATABASES)) is not None:
             _refuse_patterns(wanted)
             return [one]
-        if not any(_is_pattern(name) for name in wanted):
-            return list(dict.fromkeys(wanted))
-        with postgres.connect(access, access.database) as session:
-            there = facts.databases(session)
-        return choose(wanted, there)
+        return list(dict.fromkeys(wanted))
 
     def databases_of_job(self) -> list[str]:
         """The databases that a Job made from a template names in its environment."""
@@ -157,12 +166,16 @@ def choose(wanted: Iterable[str], there: Sequence[str]) -> list[str]:
     """The names that are meant, each once: a pattern's matches among `there`, a plain name as it is."""
     chosen: list[str] = []
     for name in wanted:
-        matches = [each for each in there if fnmatch.fnmatchcase(each, name)] if _is_pattern(name) else [name]
+        matches = _matches(name, there)
         if not matches:
             hint = f"The server has: {', '.join(there[:20])}."
             raise UsageError(f"no database matches {name!r}", hint=hint)
         chosen += matches
     return list(dict.fromkeys(chosen))
+
+
+def _matches(name: str, there: Iterable[str]) -> list[str]:
+    return [each for each in there if fnmatch.fnmatchcase(each, name)] if _is_pattern(name) else [name]
 
 
 def _refuse_patterns(wanted: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ from shop import fill_shop
 from backupd import archive, backup, dump, postgres, throwaway
 from backupd.catalog import Catalog, archive_key
 from backupd.connection import Server, child_environment
+from backupd.failure import ENDING
 from backupd.manifest import Backup, Index
 from backupd.progress import Progress
 from backupd.selector import name_of
@@ -201,9 +202,13 @@ class Site:
         """The keys of what a user could mistake for a backup."""
         return [entry.key for entry in self.catalog.backups().orphans]
 
+    def failures(self) -> list[tuple[str, str, int]]:
+        """What the store knows of runs that failed: database, reason and how many in a row, the newest first."""
+        return [(each.database, each.reason, each.count) for each in self.catalog.backups().failures]
+
     def objects(self) -> dict[str, str]:
-        """Every file of the store, temporary ones too, with its hash."""
-        files = sorted(path for path in self.store.rglob("*") if path.is_file())
+        """Every file of the store but records of failures, temporary ones too, with its hash."""
+        files = sorted(path for path in self.store.rglob("*") if path.is_file() and not path.match(f"*{ENDING}"))
         return {str(path.relative_to(self.store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def index(self, taken: Backup) -> Index:

@@ -300,6 +300,7 @@ def test_a_backup_stands_when_its_copy_fails(
     assert "was taken, but not copied" in ended.error["message"]
     assert "BACKUPD_COPY__URL" in ended.error["hint"]
     assert f"backupd copy prod/{shop_of(postgres17)}@{backup_id}" in ended.error["hint"]
+    assert [(each.step, each.reason) for each in here.catalog.backups().failures] == [("copy", "store")]
     (tmp_path / "not-mounted").mkdir()
     assert here.run("copy", backup_id).code == 0
     assert [each.id for each in Catalog(LocalStore(tmp_path / "not-mounted")).backups().backups] == [backup_id]

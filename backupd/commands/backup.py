@@ -1,13 +1,14 @@
 """`backup` and `copy`: what is taken, pruned after, copied, and how several databases' failures end."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backupd import catalog, log, render, terminal
+from backupd import catalog, log, render, retention, terminal
 from backupd.commands import shared
+from backupd.commands.run import Run
 from backupd.errors import BackupdError, StoreError, UsageError
 from backupd.manifest import Backup
 from backupd.selector import name_of
@@ -34,17 +35,28 @@ def backup(
     Exit codes: 0 ok, 3 some databases failed for different reasons, 11 another run is busy, 12 access refused,
     13 no client new enough, 14 the dump is not whole, 17 no room, 18 the server failed; all in the README.
     """
+    here = shared.installation()
+    run = Run(here, here.catalog())
+    taken = _take_each(run, databases or here.databases_of_job(), wait)
+    for each in taken:
+        _print_taken(each, json_)
+        _prune_after(run, run.found, each, here.settings.retention.policy())
+    _copy_after(run, taken)
+    run.raise_failures()
+
+
+def _take_each(run: Run, names: list[str], wait: float) -> list[Backup]:
+    """The backups that were taken; what failed is in the run."""
     from backupd import backup as verb
     from backupd import dump
 
-    here = shared.installation()
-    found, settings_ = here.catalog(), here.settings
-    names = databases or here.databases_of_job()
-    with here.source("backup") as access, terminal.shown() as progress:
+    here, taken = run.here, []
+    settings_ = here.settings
+    with run.beginning(names), here.source("backup") as access, terminal.shown() as progress:
         client = dump.choose_for_dump(here.clients(), access.major)
         _warn_of_client(client, access.major)
-        outcomes = []
-        for database in here.databases(access, names):
+        run.databases = here.databases(access, names)
+        for database in run.databases:
             job = verb.Job(
                 server=settings_.server_label,
                 database=database,
@@ -53,28 +65,22 @@ def backup(
                 scratch_limit_bytes=settings_.scratch.limit,
                 wait_seconds=wait,
             )
-            outcomes.append(_outcome(database, partial(verb.take, access, found, client, job, shared.now, progress)))
-    taken = [outcome for _, outcome in outcomes if isinstance(outcome, Backup)]
-    for each in taken:
-        _print_taken(each, json_)
-        shared.prune_after(found, each, settings_.retention.policy())
-    failures = [(name, outcome) for name, outcome in outcomes if isinstance(outcome, BackupdError)]
-    uncopied = _copy_after(found, taken)
-    what = (
-        "have no new backup" if not uncopied else "have no new copy" if not failures else "have no new backup or copy"
-    )
-    shared.raise_failures([*failures, *uncopied], len(outcomes), f"databases {what}")
+            with run.step(database, "backup"):
+                taken.append(verb.take(access, run.found, client, job, shared.now, progress))
+    return taken
 
 
-def _outcome(database: str, take: Callable[[], Backup]) -> tuple[str, Backup | BackupdError]:
-    """The backup, or why there is none: one database's failure does not stop the others."""
+@contextlib.contextmanager
+def _although_taken(taken: Backup, what: str, then: str = "") -> Iterator[None]:
+    """Makes of a failure one that says that the backup stands: it is the store's, and has its exit code."""
     try:
-        return database, take()
+        yield
     except BackupdError as exc:
-        _log.error(
-            "backup.failed", database=database, reason=exc.reason, message=exc.message, detail=exc.detail, hint=exc.hint
-        )
-        return database, exc
+        raise StoreError(
+            f"backup {name_of(taken)} was taken, but {what}",
+            detail=f"{exc.message}: {exc.detail}" if exc.detail else f"{exc.message}.",
+            hint=" ".join(filter(None, (exc.hint, then))) or None,
+        ) from exc
 
 
 def _warn_of_client(client: "dump.Client", server_major: int) -> None:
@@ -98,26 +104,24 @@ def _print_taken(taken: Backup, as_json: bool) -> None:
     )
 
 
-def _copy_after(found: catalog.Catalog, taken: Sequence[Backup]) -> list[tuple[str, BackupdError]]:
-    """Copies what was taken to the second store, if one is set; the failures are the store's, for the backups stand."""
-    here = shared.installation()
-    if (second := here.second_catalog()) is None or not taken:
-        return []
+def _prune_after(run: Run, found: catalog.Catalog, taken: Backup, policy: retention.Policy | None) -> None:
+    what = f"retention failed in {found.store.url}"
+    with run.step(taken.source.database, "retention", taken), _although_taken(taken, what):
+        shared.prune_after(found, taken, policy)
+
+
+def _copy_after(run: Run, taken: Sequence[Backup]) -> None:
+    """Copies what was taken to the second store, if one is set, and prunes there."""
+    if (second := run.here.second_catalog()) is None or not taken:
+        return
     from backupd import copy as verb
 
-    failures: list[tuple[str, BackupdError]] = []
     with terminal.shown() as progress:
         for each in taken:
-            try:
-                _log_copied(second, verb.copy(found, each, second, shared.now(), progress))
-                shared.prune_after(second, each, here.settings.copy_retention.policy())
-            except BackupdError as exc:
-                reason = f"{exc.message}: {exc.detail}" if exc.detail else f"{exc.message}."
-                message = f"backup {name_of(each)} was taken, but not copied to {second.store.url}"
-                hint = " ".join(filter(None, (exc.hint, f"Run `backupd copy {name_of(each)}` to copy it.")))
-                _log.error("copy.failed", backup=str(name_of(each)), reason=exc.reason, message=exc.message, hint=hint)
-                failures.append((each.source.database, StoreError(message, detail=reason, hint=hint)))
-    return failures
+            what, then = f"not copied to {second.store.url}", f"Run `backupd copy {name_of(each)}` to copy it."
+            with run.step(each.source.database, "copy", each), _although_taken(each, what, then):
+                _log_copied(second, verb.copy(run.found, each, second, shared.now(), progress))
+                _prune_after(run, second, each, run.here.settings.copy_retention.policy())
 
 
 def _log_copied(second: catalog.Catalog, copied: "copy_verb.Copied") -> None:

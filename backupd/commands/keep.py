@@ -103,11 +103,14 @@ def adopt(
 def retire(
     database: Annotated[str, typer.Argument(metavar="SERVER/DATABASE", help="A database that is gone.")],
 ) -> None:
-    """Stop expecting backups of a dropped database; its backups stay."""
+    """Stop expecting backups of a dropped database; its backups stay, what is known of failed runs goes."""
     found = shared.installation().catalog()
-    newest = _readable(found.database(database))[0]
-    found.note(newest, "retired", True, {}, shared.now())
-    print(f"retired {newest.source.database}: `backupd check` expects no new backup of it")
+    listing = found.database(database)
+    if listing.backups or not listing.failures:
+        found.note(_readable(listing)[0], "retired", True, {}, shared.now())
+    for label in {each.label for each in listing.failures}:
+        found.forget_failures(label)
+    print(f"retired {render.printable(database)}: `backupd check` expects no new backup of it")
 
 
 def _readable(listing: catalog.Listing) -> Sequence[Backup]:

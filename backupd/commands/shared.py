@@ -81,10 +81,10 @@ def raise_failures(failures: Sequence[tuple[str, BackupdError]], total: int, wha
     if total == 1:
         raise first
     kinds = {type(exc) for _, exc in failures}
-    losers = ", ".join(name for name, _ in failures)
+    losers = list(dict.fromkeys(name for name, _ in failures))
     detail = " ".join(f"{name}: {exc.message}." for name, exc in failures)
     kind = kinds.pop() if len(kinds) == 1 else Partial
-    raise kind(f"{len(failures)} of {total} {what}: {losers}", detail=detail, hint=first.hint)
+    raise kind(f"{len(losers)} of {total} {what}: {', '.join(losers)}", detail=detail, hint=first.hint)
 
 
 def prune_after(found: Catalog, taken: Backup, policy: retention.Policy | None) -> None:
