@@ -81,6 +81,7 @@ def take(
     progress: Progress,
 ) -> Backup:
     """Takes a backup of one database and returns it, listed. Raises whatever stopped it; then nothing is listed."""
+    catalog.require_signer()
     started_at = clock()
     backup_id = new_id(started_at, secrets.token_hex(4))
     with (

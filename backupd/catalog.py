@@ -9,19 +9,24 @@ of keys and small reads in parallel show a thousand backups in a second from a d
 """
 
 import contextlib
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
-from typing import cast, get_args
 
-from backupd import failure, log, threads
+from backupd import failure, log, signing, threads
 from backupd.archive import Archive
-from backupd.errors import AccessRefused, AlreadyExists, BackupdError, NotFound, StoreError, VerificationFailed
+from backupd.errors import (
+    AccessRefused,
+    AlreadyExists,
+    BackupdError,
+    NotFound,
+    NotTrusted,
+    StoreError,
+    VerificationFailed,
+)
+from backupd.layout import NOTE_LIMIT, SIGNATURE, Files, group
 from backupd.manifest import (
-    ID_PATTERN,
     MANIFEST_LIMIT_BYTES,
     Backup,
     Filter,
@@ -32,14 +37,11 @@ from backupd.manifest import (
     load_note,
     to_json,
 )
-from backupd.selector import Label, Name, find_label, name_of, narrow, pick, quote, unquote
+from backupd.selector import Label, Name, find_label, name_of, narrow, pick, quote
 from backupd.store import Entry, Store
 
 _log = log.get_logger()
 
-_KEY = re.compile(rf"([^/]+)/([^/]+)/({ID_PATTERN.pattern})(\.tar|\.json|\.[a-z]+-[1-9][0-9]{{0,8}}\.json)")
-_NOTE_ENDING = re.compile(r"\.([a-z]+)-([0-9]+)\.json")
-_NOTE_KINDS = frozenset(get_args(NoteKind))
 _NOTE_ATTEMPTS = 10
 _READERS = 8  # botocore has ten connections
 _UNREADABLE_LIMIT = 3  # objects
@@ -98,48 +100,11 @@ def note_key(name: Name, kind: NoteKind, number: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Files:
-    """What lies in the store under one name; `entries` are by the rest of the key, as `.tar` or `.pinned-1.json`."""
-
-    name: Name
-    entries: Mapping[str, Entry]
-
-    @property
-    def archive(self) -> Entry | None:
-        return self.entries.get(".tar")
-
-    @property
-    def manifest(self) -> Entry | None:
-        return self.entries.get(".json")
-
-    @property
-    def record(self) -> Entry | None:
-        return self.entries.get(failure.ENDING)
-
-    @property
-    def remains(self) -> list[Entry]:
-        """All but the manifest and the record of a failure, the archive last."""
-        others = (".tar", ".json", failure.ENDING)
-        notes = [entry for ending, entry in self.entries.items() if ending not in others]
-        return [*notes, self.archive] if self.archive else notes
-
-    @property
-    def newest_notes(self) -> dict[NoteKind, tuple[int, Entry]]:
-        """Of each kind the note that counts; a kind of some later backupd is passed over."""
-        newest: dict[NoteKind, tuple[int, Entry]] = {}
-        for ending, entry in self.entries.items():
-            match = _NOTE_ENDING.fullmatch(ending)
-            if match and match[1] in _NOTE_KINDS:
-                kind = cast(NoteKind, match[1])
-                newest[kind] = max(newest.get(kind, (0, entry)), (int(match[2]), entry))
-        return newest
-
-
-@dataclass(frozen=True)
 class Catalog:
-    """The backups in `store`."""
+    """The backups in `store`; what is written is signed, and what is read is believed, by `keys`."""
 
     store: Store
+    keys: signing.Keys = field(default_factory=signing.Keys)
 
     def backups(self, server: str | None = None, database: str | None = None) -> Listing:
         """What the store holds, all of it or that of a server or a database.
@@ -176,7 +141,8 @@ class Catalog:
         return next(iter(listing.backups), None)
 
     def archive(self, backup: Backup) -> Archive:
-        """The backup's archive, to be read."""
+        """The backup's archive, to be read. Raises NotTrusted where nobody may rely on it."""
+        require_trusted(backup)
         return Archive(self.store, archive_key(name_of(backup)), backup.manifest)
 
     def labels(self, server: str) -> list[Label]:
@@ -194,8 +160,28 @@ class Catalog:
         name, data = name_of(backup), to_json(manifest)
         key = manifest_key(name)
         _require(load_manifest(data, key), name, self._look(archive_key(name)))
-        self._write(key, data)
+        self._write_signed(key, data)
         return backup
+
+    def sign(self, backup: Backup) -> Backup:
+        """Signs a backup's manifest, which must be the one that was read; a signature that is there is replaced."""
+        self.require_signer()
+        key = manifest_key(name_of(backup))
+        with self.store.open(key) as stream:
+            data = stream.read(MANIFEST_LIMIT_BYTES + 1)
+        if load_manifest(data, key) != backup.manifest:
+            raise VerificationFailed(f"manifest {key} changed while the backup was read")
+        self.store.delete(key + SIGNATURE)
+        self._write_signature(key, data)
+        return replace(backup, untrusted=None)
+
+    def require_signer(self) -> None:
+        """Raises AccessRefused where what is written here would not be believed here."""
+        if self.keys.trusted and self.keys.secret is None:
+            message = f"{signing.PUBLIC_KEYS_SETTING} is set, and {signing.KEY_SETTING} is not"
+            hint = "Set it to the secret key of one of them, on the machines that may vouch for backups."
+            detail = "What is written without a signature would not be trusted."
+            raise AccessRefused(message, detail=detail, hint=hint)
 
     def commit_copy(self, backup: Backup, first: "Catalog") -> None:
         """Writes the notes and the manifest as they lie in the first catalog: the backup exists here too.
@@ -210,6 +196,7 @@ class Catalog:
         data = first._bytes(files.manifest)
         if load_manifest(data, files.manifest.key) != backup.manifest:
             raise VerificationFailed(f"manifest {files.manifest.key} changed while the backup was copied")
+        require_trusted(replace(backup, untrusted=first._why_untrusted(files, files.manifest.key, data)))
         _require(backup.manifest, name, self._look(archive_key(name)))
         for entry in files.remains:
             if entry is not files.archive:
@@ -226,17 +213,23 @@ class Catalog:
         now: datetime,
     ) -> Backup:
         """Writes the next note of that kind beside the backup, and returns the backup with it."""
+        self.require_signer()
         name = name_of(backup)
         for _ in range(_NOTE_ATTEMPTS):
             files = next(self._scan(f"{name.label}/{name.id}."), None)
             if files is None or files.manifest is None:
                 raise NotFound(f"backup {name} was deleted meanwhile")
-            number = files.newest_notes[kind][0] + 1 if kind in files.newest_notes else 1
+            number = files.last_number(kind) + 1
+            if number > NOTE_LIMIT:
+                message = f"no number is left for a note {kind} of {name}"
+                raise AlreadyExists(
+                    message, hint=f"Remove {note_key(name, kind, NOTE_LIMIT)}: backupd never got there."
+                )
             note = Note(kind, number, now, ok, facts)
             key, data = note_key(name, kind, number), to_json(note)
             load_note(data, key)
             try:
-                self._write(key, data)
+                self._write_signed(key, data)
             except AlreadyExists:
                 continue  # another run noted the same just now; the later note counts
             return replace(backup, notes=(*backup.notes, note))
@@ -270,9 +263,19 @@ class Catalog:
         for entry in records.values() if now is None else failure.surplus(records, now):
             self.store.delete(entry.key)
 
-    def _remove(self, files: _Files) -> None:
+    def _remove(self, files: Files) -> None:
         for entry in files.remains:
             self.store.delete(entry.key)
+
+    def _write_signed(self, key: str, data: bytes) -> None:
+        """Writes an object after its signature, which makes nothing exist by itself."""
+        self.require_signer()
+        self._write_signature(key, data)
+        self._write(key, data)
+
+    def _write_signature(self, key: str, data: bytes) -> None:
+        if self.keys.secret is not None:
+            self._write(key + SIGNATURE, signing.sign(self.keys.secret, key, data))
 
     def _write(self, key: str, data: bytes) -> None:
         with self.store.create(key, len(data)) as stream:
@@ -287,16 +290,11 @@ class Catalog:
     def _look(self, key: str) -> Entry | None:
         return next((entry for entry in self.store.list(key) if entry.key == key), None)
 
-    def _scan(self, prefix: str) -> Iterator[_Files]:
-        """What lies under each name, from one list of keys; what is not ours is passed over."""
-        ours = ((match, entry) for entry in self.store.list(prefix) if (match := _KEY.fullmatch(entry.key)))
-        for (server, database, backup_id), found in groupby(ours, lambda pair: pair[0].group(1, 2, 3)):
-            server_name, database_name = unquote(server), unquote(database)
-            if server_name is not None and database_name is not None:
-                name = Name(Label(server_name, database_name), backup_id)
-                yield _Files(name, {match[4]: entry for match, entry in found})
+    def _scan(self, prefix: str) -> Iterator[Files]:
+        """What lies under each name, from one list of keys."""
+        return group(self.store.list(prefix))
 
-    def _read(self, found: Sequence[_Files]) -> Listing:
+    def _read(self, found: Sequence[Files]) -> Listing:
         backups: list[Backup] = []
         broken: list[Broken] = []
         exist = [files for files in found if files.manifest is not None]
@@ -310,38 +308,87 @@ class Catalog:
         backups.sort(key=lambda backup: (backup.manifest.started_at, backup.id), reverse=True)
         return Listing(tuple(backups), tuple(sorted(broken, key=lambda each: each.key)))
 
-    def _load(self, files: _Files) -> tuple[Backup | None, list[Broken]]:
+    def _load(self, files: Files) -> tuple[Backup | None, list[Broken]]:
         """The backup, if it is one, and what of it is broken. Neither where it was deleted since the list."""
         name, key = files.name, manifest_key(files.name)
         try:
             # An archive may have come or gone while the list was made. Looked for before the manifest is read: a delete
             # takes the manifest first, so that one without an archive is gone by then, unless it is broken.
             archive = files.archive or self._look(archive_key(name))
-            manifest = load_manifest(self._bytes(files.entries[".json"]), key)
+            data = self._bytes(files.entries[".json"])
+            manifest = load_manifest(data, key)
             _require(manifest, name, archive)
+            untrusted = self._why_untrusted(files, key, data)
         except NotFound:
             return None, []
         except BackupdError as exc:
             return None, [Broken(key, name, exc)]
         notes, broken = self._load_notes(files)
-        return Backup(manifest, tuple(notes)), broken
+        return Backup(manifest, tuple(notes), untrusted), broken
 
-    def _load_notes(self, files: _Files) -> tuple[list[Note], list[Broken]]:
+    def _load_notes(self, files: Files) -> tuple[list[Note], list[Broken]]:
         notes: list[Note] = []
         broken: list[Broken] = []
-        for kind, (number, entry) in files.newest_notes.items():
-            try:
-                note = load_note(self._bytes(entry), entry.key)
-                if (note.kind, note.number) != (kind, number):
-                    raise VerificationFailed(f"note {entry.key} says that it is {note.kind}-{note.number}")
-            except NotFound:
-                continue
-            except BackupdError as exc:
-                broken.append(Broken(entry.key, files.name, exc))
-                # What cannot be read counts as its cautious answer: pinned, not verified, not confirmed...
-                note = Note(kind, number, entry.modified_at, kind == "pinned", {"error": "its note cannot be read"})
-            notes.append(note)
+        for kind, candidates in files.notes.items():
+            for number, entry in candidates:
+                try:
+                    note = self._load_note(files, kind, number, entry)
+                except NotFound:
+                    continue
+                except NotTrusted as exc:
+                    broken.append(Broken(entry.key, files.name, exc))
+                    continue
+                except BackupdError as exc:
+                    broken.append(Broken(entry.key, files.name, exc))
+                    # What cannot be read counts as its cautious answer: pinned, not verified, not confirmed...
+                    note = Note(kind, number, entry.modified_at, kind == "pinned", {"error": "its note cannot be read"})
+                if note is not None:
+                    notes.append(note)
+                    break
         return notes, broken
+
+    def _load_note(self, files: Files, kind: NoteKind, number: int, entry: Entry) -> Note | None:
+        """The note; None where it has to be signed and is not. Raises NotTrusted where its signature is wrong.
+
+        A pin counts without one: whoever wrote it can only make us keep more.
+        """
+        if self.keys.trusted and kind != "pinned" and files.signature(entry.key) is None:
+            return None
+        data = self._bytes(entry)
+        untrusted = self._why_untrusted(files, entry.key, data)
+        error = NotTrusted(f"note {entry.key} is not trusted: {untrusted}")
+        if untrusted is not None and kind != "pinned":
+            raise error
+        note = load_note(data, entry.key)
+        if (note.kind, note.number) != (kind, number):
+            raise VerificationFailed(f"note {entry.key} says that it is {note.kind}-{note.number}")
+        if untrusted is not None and not note.ok:
+            raise error
+        return note
+
+    def _why_untrusted(self, files: Files, key: str, data: bytes) -> str | None:
+        """Why nobody is to believe that object, in words. Raises NotFound where it is not there any more."""
+        if not self.keys.trusted:
+            return None
+        return signing.why_untrusted(self.keys.trusted, key, data, self._signature(files, key))
+
+    def _signature(self, files: Files, key: str) -> bytes | None:
+        entry = files.signature(key)
+        if entry is not None:
+            with contextlib.suppress(NotFound):
+                return self._bytes(entry)
+        # A list is no snapshot: both may have come, or gone, while it was made.
+        there = {entry.key: entry for entry in self.store.list(key)}
+        if key not in there:
+            raise NotFound(f"object {key} was deleted meanwhile")
+        return self._bytes(there[key + SIGNATURE]) if key + SIGNATURE in there else None
+
+
+def require_trusted(backup: Backup) -> None:
+    """Raises NotTrusted where nobody may rely on the backup."""
+    if backup.untrusted is not None:
+        hint = "`backupd list` shows which are signed; `backupd sign ID` signs what you know to be yours."
+        raise NotTrusted(f"backup {name_of(backup)} is not trusted: {backup.untrusted}", hint=hint)
 
 
 def check(
@@ -372,7 +419,8 @@ def is_retired(backups: Sequence[Backup]) -> bool:
     """Whether a database was retired, and no backup of it has begun since."""
     notes = [note for backup in backups if (note := backup.note("retired"))]
     newest = max(notes, key=lambda note: note.at, default=None)
-    return newest is not None and newest.ok and all(backup.manifest.started_at <= newest.at for backup in backups)
+    taken = [backup.manifest.started_at for backup in backups if backup.untrusted is None]
+    return newest is not None and newest.ok and all(started_at <= newest.at for started_at in taken)
 
 
 def _freshness(label: Label, backups: Sequence[Backup], max_age: timedelta, now: datetime) -> Freshness:
@@ -388,7 +436,7 @@ def _freshness(label: Label, backups: Sequence[Backup], max_age: timedelta, now:
     return Freshness(label, newest.finished_at, age > max_age, reason)
 
 
-def _records(found: Iterable[_Files]) -> dict[Name, Entry]:
+def _records(found: Iterable[Files]) -> dict[Name, Entry]:
     return {files.name: files.record for files in found if files.record is not None}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from backupd import archive, log
-from backupd.catalog import Catalog
+from backupd.catalog import Catalog, require_trusted
 from backupd.errors import AlreadyExists, BackupdError, StoreError, UsageError, VerificationFailed
 from backupd.manifest import Backup, Index, Member
 from backupd.progress import Progress
@@ -43,12 +43,14 @@ def copy(first: Catalog, backup: Backup, second: Catalog, now: datetime, progres
     if first.store.url == second.store.url:
         hint = "Name another store; BACKUPD_COPY__URL is its setting."
         raise UsageError("the second store is the first one", hint=hint)
+    require_trusted(backup)
     name = name_of(backup)
     with _hints_of(first, second):
         _sweep(second, name.label, now - IDLE)
         there = second.look_up(name)
         if there is not None:
             _require_same(there, backup, second)
+            require_trusted(there)
             return Copied(there, new=False)
         _copy_archive(first, backup, second, progress)
         second.commit_copy(backup, first)

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backupd import archive, content, dump, facts, log, postgres, restore, target, throwaway
-from backupd.catalog import Catalog
+from backupd.catalog import Catalog, require_trusted
 from backupd.connection import Server
 from backupd.errors import (
     AccessRefused,
@@ -144,6 +144,7 @@ def drill(
     Raises VerificationFailed, after noting that, where the backup does not restore or comes back as another one;
     anything else that stops it says nothing about the backup, and is not noted.
     """
+    require_trusted(backup)
     try:
         with _server_of_our_own(access, backup, job):
             found = _prove(access, catalog, clients, backup, job, progress)

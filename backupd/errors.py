@@ -10,6 +10,7 @@
     ├─ AccessRefused        12   credentials or privileges are missing
     ├─ VersionMismatch      13   the client is older than the server or the archive
     ├─ VerificationFailed   14   bytes or contract are wrong
+    │  └─ NotTrusted        14   nobody whose key is known has signed it
     ├─ TargetRefused        15   the target is not empty, in use, or another identity
     ├─ ReplicaConflict      16   a standby cancelled the dump
     ├─ NoRoom               17   scratch, store or target is too small
@@ -102,6 +103,12 @@ class VerificationFailed(BackupdError):
 
     exit_code = 14
     reason = "verification_failed"
+
+
+class NotTrusted(VerificationFailed):
+    """Verification keys are set, and what was read is not signed by any of them."""
+
+    reason = "not_trusted"
 
 
 class TargetRefused(BackupdError):

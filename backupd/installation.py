@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backupd import log, scratch, table_pattern
+from backupd import log, scratch, signing, table_pattern
 from backupd.catalog import Catalog
 from backupd.connection import Server, child_environment, without_libpq, without_secrets
 from backupd.errors import BackupdError, UsageError
@@ -38,7 +38,13 @@ class Installation:
 
     def catalog(self) -> Catalog:
         """The backups in the store. Raises UsageError where none is set."""
-        return Catalog(open_store(self.settings.store_url(), self.settings.s3_options()))
+        return Catalog(open_store(self.settings.store_url(), self.settings.s3_options()), self.keys())
+
+    def keys(self) -> signing.Keys:
+        """What is signed with, and whose signatures are believed. Raises UsageError where they do not fit."""
+        chosen = self.settings.signing
+        secret = signing.read_secret_key(chosen.key.get_secret_value()) if chosen.key else None
+        return signing.Keys(secret, tuple(map(signing.read_public_key, chosen.public_keys)))
 
     def second_catalog(self, url: str | None = None) -> Catalog | None:
         """The backups in the second store, at that URL or the setting's; None where neither is given."""
@@ -46,7 +52,7 @@ class Installation:
         if chosen is None:
             return None
         try:
-            return Catalog(open_store(chosen, self.settings.copy_s3_options()))
+            return Catalog(open_store(chosen, self.settings.copy_s3_options()), self.keys())
         except BackupdError as exc:
             exc.hint = exc.hint and exc.hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
             raise

@@ -280,10 +280,15 @@ class Note:
 
 @dataclass(frozen=True)
 class Backup:
-    """An archive and its manifest, with the notes that count (the newest of each kind)."""
+    """An archive and its manifest, with the notes that count (the newest of each kind).
+
+    `untrusted` is why nobody may rely on it: the manifest's signature is missing or wrong. None where it is right, and
+    where no verification key is set.
+    """
 
     manifest: Manifest
     notes: tuple[Note, ...] = ()
+    untrusted: str | None = None
 
     @property
     def id(self) -> str:
@@ -307,7 +312,9 @@ class Backup:
 
     @property
     def suspect(self) -> str | None:
-        """Why it is not to be trusted: a failed verify or drill, or what its manifest says until it is confirmed."""
+        """Why it counts for nothing: nobody signed it, verify or drill failed, its manifest says so unconfirmed."""
+        if self.untrusted is not None:
+            return f"not trusted: {self.untrusted}"
         for note in (self.note("verified"), self.note("drilled")):
             if note is not None and not note.ok:
                 return f"{note.kind} failed: {note.facts.get('error', 'no reason was recorded')}"

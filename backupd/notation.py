@@ -47,6 +47,14 @@ def parse_labels(text: str) -> tuple[str, ...]:
     return tuple(check_label(item) for item in parse_list(text))
 
 
+def parse_public_keys(text: str) -> tuple[str, ...]:
+    """Public keys of minisign, separated by commas: 42 bytes in base64, of which the first two say so."""
+    keys = parse_list(text)
+    if not all(re.fullmatch("RW[Q-T][A-Za-z0-9+/]{53}", key) for key in keys):
+        raise ValueError("should be public keys of minisign, RW..., separated by commas")
+    return keys
+
+
 def parse_table_patterns(text: str) -> tuple[str, ...]:
     """Patterns of tables with their schema, separated by commas."""
     patterns = parse_list(text)

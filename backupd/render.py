@@ -70,6 +70,8 @@ def duration(seconds: float) -> str:
 
 def proof(backup: Backup) -> str:
     """The strongest word that is true of the backup: stored, hashed, decoded..., or why it is suspect."""
+    if backup.untrusted:
+        return f"NOT TRUSTED: {backup.untrusted}"
     if backup.suspect:
         return f"SUSPECT: {backup.suspect}"
     drilled, verified = backup.note("drilled"), backup.note("verified")

@@ -10,7 +10,8 @@ whether a scope is frozen. Unlike restic there is no extra backup for the oldest
 Good means not suspect. Only good backups fill a rule or the floor. A suspect one is measured against the good ones
 newer than it and stays where those leave a rule unfilled: it never displaces a good one, and what may be the only
 trace of a day is not thrown away. A pinned one stays, and the others fare as if it were not there: pinning removes
-nothing else, and whoever deletes a pinned one by hand still has what the policy promises.
+nothing else, and whoever deletes a pinned one by hand still has what the policy promises. So does one that is not
+trusted, which should be signed and is not: whoever can write to the store must not decide what else goes, or stays.
 """
 
 from collections import defaultdict
@@ -89,7 +90,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """A decision for each backup, by scope and newest first, and what is frozen."""
+    """A decision for each backup, by scope and newest first, those not trusted last, and what is frozen."""
 
     decisions: tuple[Decision, ...]
     frozen: tuple[Frozen, ...] = ()
@@ -104,7 +105,8 @@ def plan(backups: Sequence[Backup], policy: Policy | None, now: datetime) -> Pla
     """The decision for each of `backups`; their order does not matter. Without a policy everything is kept."""
     scopes: dict[Scope, list[Backup]] = defaultdict(list)
     for backup in backups:
-        scopes[scope_of(backup)].append(backup)
+        if backup.untrusted is None:
+            scopes[scope_of(backup)].append(backup)
     decisions: list[Decision] = []
     frozen: list[Frozen] = []
     for scope in sorted(scopes, key=_order):
@@ -115,13 +117,19 @@ def plan(backups: Sequence[Backup], policy: Policy | None, now: datetime) -> Pla
         stops = [*_mixed(scope, scopes), *_doubtful(newest_first[0], policy, now)]
         frozen += [Frozen(scope, reason) for reason in stops]
         decisions += [_unless_frozen(decision, stops) for decision in _decide(newest_first, policy)]
-    return Plan(tuple(decisions), tuple(frozen))
+    return Plan((*decisions, *_left_alone(backups)), tuple(frozen))
 
 
 def scope_of(backup: Backup) -> Scope:
     """The scope of a backup, by the identity that `adopt` gave it."""
     source = backup.source
     return Scope(source.server, source.database, source.system_identifier, backup.manifest.filter)
+
+
+def _left_alone(backups: Sequence[Backup]) -> Iterator[Decision]:
+    untrusted = [backup for backup in backups if backup.untrusted is not None]
+    for backup in sorted(untrusted, key=lambda backup: (_order(scope_of(backup)), backup.id)):
+        yield Decision(backup, True, (f"not trusted, so left alone: {backup.untrusted}",))
 
 
 def _order(scope: Scope) -> tuple[str, str, str, bool, tuple[str, ...], tuple[str, ...]]:

@@ -31,6 +31,7 @@ from backupd.notation import (
     parse_jobs,
     parse_labels,
     parse_list,
+    parse_public_keys,
     parse_table_patterns,
 )
 from backupd.retention import Policy, written
@@ -228,6 +229,18 @@ class ScheduleSettings(BaseModel, frozen=True):
         return Schedule(cron, self.timezone, self.jitter or timedelta(0))
 
 
+class SigningSettings(BaseModel, frozen=True):
+    """Signatures of manifests and notes, which minisign can check, and whose signatures are believed."""
+
+    key: SecretStr | None = Field(
+        default=None, description="the text of a secret key of minisign without a password; better as a file"
+    )
+    public_keys: Annotated[tuple[str, ...], BeforeValidator(parse_public_keys)] = Field(
+        default=(),
+        description="minisign's public keys, `RW...`, separated by commas: what none of them signed is refused",
+    )
+
+
 class DumpSettings(BaseModel, frozen=True):
     """How dumps are made."""
 
@@ -281,6 +294,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "COPY__S3": S3Settings,
     "COPY__RETENTION": RetentionSettings,
     "SCHEDULE": ScheduleSettings,
+    "SIGNING": SigningSettings,
     "DUMP": DumpSettings,
     "SCRATCH": ScratchSettings,
     "LOG": LogSettings,

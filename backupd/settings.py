@@ -34,6 +34,7 @@ from backupd.sections import (
     S3Settings,
     ScheduleSettings,
     ScratchSettings,
+    SigningSettings,
     SourceSettings,
     StoreSettings,
     TargetSettings,
@@ -61,6 +62,7 @@ class Settings:
     copy_s3: S3Settings
     copy_retention: RetentionSettings
     schedule: ScheduleSettings
+    signing: SigningSettings
     dump: DumpSettings
     scratch: ScratchSettings
     log: LogSettings
@@ -200,7 +202,13 @@ def secrets(settings: Settings) -> tuple[str, ...]:
     names = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     sections = (settings.source, settings.target, settings.drill)
     passwords = (_plain(section.password) for section in sections)
-    known = (*passwords, *map(settings.environment.get, names), *passfile_passwords(settings.passfile or ""))
+    key = (_plain(settings.signing.key) or "").splitlines()
+    known = (
+        *passwords,
+        *map(settings.environment.get, names),
+        *passfile_passwords(settings.passfile or ""),
+        *(line for line in key if not line.startswith("untrusted comment:")),
+    )
     return tuple(dict.fromkeys(secret for secret in known if secret))
 
 

@@ -27,9 +27,10 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("before a verb", frozenset({"preflight", "status"})),
     ("before those", frozenset({"outline"})),
     ("memory", frozenset({"catalog"})),
+    ("its keys", frozenset({"layout"})),
     ("of what failed", frozenset({"failure"})),
     ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "roles", "swap", "target"})),
-    ("edges", frozenset({"archive", "dump", "postgres", "throwaway", "store.local", "store.s3"})),
+    ("edges", frozenset({"archive", "dump", "postgres", "signing", "throwaway", "store.local", "store.s3"})),
     ("doors", frozenset({"process", "scratch", "store"})),
     (
         "pure",
@@ -105,6 +106,7 @@ DOORS = {
     "inotify_simple": {"dump"},
     "croniter": {"schedule"},
     "jinja2": {"web.pages"},
+    "nacl": {"signing"},
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_keys import key_texts
 from psycopg import conninfo, pq
 
 from backupd import settings
@@ -337,7 +338,7 @@ def test_a_secret_is_its_files_content_without_one_line_break(
     file = tmp_path / "secret"
     file.write_bytes(content.encode())
     loaded = settings.load({variable.file_name: str(file)})
-    assert getattr(loaded, variable.section.lower()).password.get_secret_value() == secret
+    assert getattr(getattr(loaded, variable.section.lower()), variable.field).get_secret_value() == secret
 
 
 @pytest.mark.parametrize(
@@ -385,6 +386,21 @@ def test_secrets_of_libpq_are_known_too(tmp_path: Path) -> None:
     loaded = load(PGPASSWORD="canary", PGPASSFILE=str(file))
     assert set(settings.secrets(loaded)) == {"canary", "in:file", "other"}
     assert not set(settings.secrets(loaded)) & set(repr(loaded).split())
+
+
+def test_the_line_of_a_signing_key_that_is_secret_is_known(tmp_path: Path) -> None:
+    file = tmp_path / "backupd.key"
+    file.write_text("untrusted comment: minisign encrypted secret key\ncanary\n")
+    loaded = load(BACKUPD_SIGNING__KEY_FILE=str(file))
+    assert settings.secrets(loaded) == ("canary",)
+    assert "canary" not in repr(loaded)
+
+
+def test_public_keys_are_separated_by_commas_and_looked_at() -> None:
+    keys = [key_texts(number)[1] for number in (1, 2)]
+    assert load(BACKUPD_SIGNING__PUBLIC_KEYS=", ".join(keys)).signing.public_keys == tuple(keys)
+    for wrong in (keys[0][:-1], f"{keys[0]},", f"{keys[0]};{keys[1]}", "/keys/backupd.pub"):
+        assert "BACKUPD_SIGNING__PUBLIC_KEYS should" in refused(BACKUPD_SIGNING__PUBLIC_KEYS=wrong).message
 
 
 # Contradictions

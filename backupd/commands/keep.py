@@ -1,11 +1,11 @@
-"""`prune`, `delete`, `pin`, `unpin`, `confirm`, `adopt` and `retire`: what stays, what goes, what is known."""
+"""`prune`, `delete`, `sign`, `pin`, `unpin`, `confirm`, `adopt` and `retire`: what stays, what goes, what is known."""
 
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from backupd import catalog, render, retention
+from backupd import catalog, render, retention, terminal
 from backupd.commands import shared
 from backupd.errors import UsageError
 from backupd.manifest import Backup
@@ -50,6 +50,27 @@ def delete(backup: shared.BackupName, yes: shared.Yes = False) -> None:
 
 
 @app.command()
+def sign(backup: shared.BackupName, yes: shared.Yes = False) -> None:
+    """Sign a backup that is not trusted, after reading it back: for what was made before there was a key."""
+    from backupd import verify as verb
+
+    found = shared.installation().catalog()
+    if found.keys.secret is None:
+        raise UsageError("there is no key to sign with", hint="Set BACKUPD_SIGNING__KEY_FILE.")
+    chosen = found.find(backup)
+    if found.keys.trusted and chosen.untrusted is None:
+        print(f"{name_of(chosen)} is signed already")
+        return
+    if not yes:
+        identity, sha256 = chosen.manifest.source.system_identifier, chosen.manifest.archive_sha256
+        message = f"would sign {name_of(chosen)}, of cluster {identity}, sha256 {sha256}"
+        raise UsageError(message, hint="Give --yes if you know that nobody else wrote it: a signature says just that.")
+    with terminal.shown() as progress:
+        verb.sign(found, chosen, shared.now(), progress)
+    print(f"signed {name_of(chosen)}, after reading it to its end")
+
+
+@app.command()
 def pin(backup: shared.BackupName) -> None:
     """Keep a backup whatever the retention policy says."""
     _note_pin(backup, pinned=True)
@@ -73,6 +94,7 @@ def confirm(backup: shared.BackupName) -> None:
     """Say that a backup is right although it looked wrong beside earlier ones: retention goes on from it."""
     found = shared.installation().catalog()
     chosen = found.find(backup)
+    catalog.require_trusted(chosen)
     why = chosen.manifest.suspect
     if why is None:
         hint = "What verify or drill found wrong, only a better verify or drill takes back." if chosen.suspect else None
@@ -114,7 +136,10 @@ def retire(
 
 
 def _readable(listing: catalog.Listing) -> Sequence[Backup]:
-    """The listing's backups, newest first, of which there is at least one; else what is wrong with them."""
+    """The listing's trusted backups, newest first, of which there is at least one; else what is wrong with them."""
     if not listing.backups:
         raise listing.broken[0].error if listing.broken else UsageError("only orphans are there")
-    return listing.backups
+    trusted = [backup for backup in listing.backups if backup.untrusted is None]
+    if not trusted:
+        catalog.require_trusted(listing.backups[0])
+    return trusted

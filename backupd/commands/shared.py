@@ -62,7 +62,8 @@ def backup_json(backup: Backup) -> dict[str, Any]:
     """A backup as `--json` shows it: its manifest, and what is known of it since."""
     document: dict[str, Any] = json.loads(to_json(backup.manifest))
     notes = [json.loads(to_json(note)) for note in backup.notes]
-    return document | {"name": str(name_of(backup)), "suspect": backup.suspect, "pinned": backup.pinned, "notes": notes}
+    known = {"untrusted": backup.untrusted, "suspect": backup.suspect, "pinned": backup.pinned, "notes": notes}
+    return document | {"name": str(name_of(backup)), **known}
 
 
 def find(found: Catalog, text: str) -> Backup:
