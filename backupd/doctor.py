@@ -21,8 +21,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from backupd import dump, facts, postgres, privileges, probe, process, scratch
-from backupd.errors import AccessRefused, BackupdError, Locked, UsageError, VersionMismatch
+from backupd import dump, facts, postgres, privileges, probe, process, scratch, signing
+from backupd.errors import AccessRefused, BackupdError, Locked, UsageError, VerificationFailed, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, attempt, failure, skip, try_all
 from backupd.probe import compare_clocks, file_system, is_in_memory, store_folder
 from backupd.retention import Policy
@@ -55,6 +55,9 @@ class Subject:
     policy: Policy | None
     second: tuple[str, S3Options] | None = None
     """URL and options of the store that copies go to."""
+
+    keys: Callable[[], signing.Keys] = signing.Keys
+    """What is signed with and believed; raises UsageError where that cannot be used."""
 
 
 def examine(subject: Subject, clock: Callable[[], datetime]) -> list[Finding]:
@@ -138,7 +141,33 @@ def _retention(subject: Subject) -> str | Doubt:
     return f"{', '.join(rules)}; never fewer than {policy.floor} good backups"
 
 
-_MACHINE: Mapping[str, Check[Subject]] = {"clients": _clients, "scratch": _scratch, "retention": _retention}
+def _signing(subject: Subject) -> str | Doubt:
+    """Whether what is signed here is believed here: something is signed, and looked at."""
+    keys, believed = subject.keys(), "what nobody signed is taken for as good as what somebody did"
+    if keys.trusted:
+        believed = f"only what one of {len(keys.trusted)} keys signed is trusted"
+    if keys.secret is None:
+        hint = f"Set {signing.KEY_SETTING}, unless no backup is taken or noted here."
+        lacks = keys.trusted and subject.source is not None
+        return (
+            Doubt(f"{believed}, and there is no key to sign with", hint) if lacks else f"{believed}; nothing is signed"
+        )
+    signed = signing.sign(keys.secret, _PROBE, _PROBE.encode())
+    why = signing.why_untrusted([keys.secret.public], _PROBE, _PROBE.encode(), signed)
+    if why is not None:
+        raise VerificationFailed(f"what was signed just now is not trusted: {why}")
+    hint = f"Set {signing.PUBLIC_KEYS_SETTING}={keys.secret.public} where backups are read."
+    return f"signs, and {believed}" if keys.trusted else Doubt(f"signs, but {believed}", hint)
+
+
+_PROBE = "backupd doctor"
+
+_MACHINE: Mapping[str, Check[Subject]] = {
+    "clients": _clients,
+    "scratch": _scratch,
+    "retention": _retention,
+    "signing": _signing,
+}
 
 
 # --- the source

@@ -21,7 +21,15 @@ import yaml  # type: ignore[import-untyped]  # its stubs are one more package
 from pydantic import ValidationError
 
 import backupd
-from backupd.sections import RUN_VARIABLES, SECTIONS, DumpSettings, RetentionSettings, S3Settings, variables
+from backupd.sections import (
+    RUN_VARIABLES,
+    SECTIONS,
+    DumpSettings,
+    RetentionSettings,
+    S3Settings,
+    SigningSettings,
+    variables,
+)
 
 TOP = Path(__file__).parent.parent
 CHART = TOP / "chart"
@@ -85,6 +93,8 @@ TRIGGER: Mapping[str, Any] = {"trigger.rbac.enabled": True, "trigger.rbac.servic
 NETWORK: Mapping[str, Any] = {"networkPolicy.enabled": True}
 SECRET: Mapping[str, Any] = {"source.existingSecret": "postgres"}
 CONFIGMAP: Mapping[str, Any] = {"source.existingConfigMap": "postgres"}
+PUBLIC_KEY = f"RWQ{'A' * 53}"
+SIGNING: Mapping[str, Any] = {"signing.existingSecret": "signing", "signing.publicKeys": [PUBLIC_KEY]}
 TLS: Mapping[str, Any] = {"source.tls.existingSecret": "tls", "source.sslmode": "verify-full"}
 TARGET: Mapping[str, Any] = {
     "restore.target.host": "primary",
@@ -92,7 +102,18 @@ TARGET: Mapping[str, Any] = {
     "restore.target.existingSecret": "primary",
 }
 WHOLE: Mapping[str, Mapping[str, Any]] = {
-    "pvc": {**SECRET, **TLS, **TARGET, **DRILL, **MASKED, **TRIGGER, **NETWORK, "backup.wait": 1, "extraEnvFrom": [{}]},
+    "pvc": {
+        **SIGNING,
+        **SECRET,
+        **TLS,
+        **TARGET,
+        **DRILL,
+        **MASKED,
+        **TRIGGER,
+        **NETWORK,
+        "backup.wait": 1,
+        "extraEnvFrom": [{}],
+    },
     "s3": {**S3, **SECRET, **DRILL, **REFRESH, **NETWORK, "store.s3.existingSecret": "s3", "store.s3.region": "eu"},
     "fan-out": {**FANOUT, **DRILL, **MASKED, **TRIGGER, "scratch.storageClass": "fast", "source.secretKeys.pgpass": ""},
     "services": {**SERVICES, **SECRET, **DRILL, **REFRESH, "source.secretKeys.pgpass": "pgpass"},
@@ -325,6 +346,14 @@ CASES: Mapping[str, Case] = {
     "store.s3.checksums": section("STORE__S3__CHECKSUMS", "when_required", "when_required"),
     "store.s3.partLimit": section("STORE__S3__PART_LIMIT", 1000, "1000"),
     "store.s3.partBytes": section("STORE__S3__PART_BYTES", 1 << 30, "1073741824"),
+    "signing.publicKeys": Case(
+        [PUBLIC_KEY] * 2,
+        "restore.env.BACKUPD_SIGNING__PUBLIC_KEYS",
+        f"{PUBLIC_KEY},{PUBLIC_KEY}",
+        {"signing.existingSecret": "signing"},
+    ),
+    "signing.existingSecret": Case("keys", "backup.env.BACKUPD_SIGNING__KEY_FILE", "/etc/backupd/signing/key"),
+    "signing.secretKeys.key": Case("k", "backup.pod.volumes.signing.secret", secret("signing", key="k"), SIGNING),
     "schedule": Case("0 1 * * *", "backup.spec.schedule", "0 1 * * *"),
     "timeZone": Case("Europe/Berlin", "backup.spec.timeZone", "Europe/Berlin"),
     "backup.suspend": Case(True, "backup.spec.suspend", True),
@@ -559,6 +588,8 @@ REFUSALS: Sequence[tuple[Mapping[str, Any], str]] = (
     ({"store.url": "s3://b/p"}, "store.pvc.enabled and store.url are both set: choose one"),
     ({**S3, "store.url": "file:///backups"}, "store.url must be s3://bucket/prefix; a directory is store.pvc"),
     ({"store.pvc.size": ""}, "the claim has no size: set store.pvc.size, such as 50Gi, or store.pvc.existingClaim"),
+    ({"signing.publicKeys": [PUBLIC_KEY]}, "signing.publicKeys is set, but signing.existingSecret is not"),
+    ({**SIGNING, "signing.secretKeys.key": ""}, "signing.existingSecret is set, but signing.secretKeys.key is not"),
     ({"schedule": ""}, 'no schedule: set schedule, such as "30 2 * * *"'),
     ({"backup.jobDeadlineSeconds": 21600}, "backup.jobDeadlineSeconds must be longer than backup.podDeadlineSeconds"),
     ({**FANOUT, "source.databases": ["app", "b*"]}, 'fanOut needs the names of databases, and "b*" is a pattern'),
@@ -663,6 +694,7 @@ ELSEWHERE = {
     "SOURCE": {"password", "sslrootcert"},  # secretKeys and tls
     "TARGET": {"password", "sslrootcert"},
     "DRILL": {"url", "password"},  # the sidecar
+    "SIGNING": {"key"},  # secretKeys
     "DUMP": {"clients"},  # the image's own
     "SCRATCH": {"directory", "limit"},  # a volume, and its size
     "STORE__S3": {"profile"},  # by extraEnv, like all of a second store: its credentials are a file
@@ -676,6 +708,7 @@ PLACES = {
     "STORE": "store",
     "STORE__S3": "store.s3",
     "RETENTION": "retention",
+    "SIGNING": "signing",
     "DUMP": "dump",
     "SCRATCH": "scratch",
     "LOG": "log",
@@ -707,6 +740,7 @@ def accepted(path: str, text: str) -> bool:
         ("retention.keepWithin", RetentionSettings, "keep_within", "7d 1d12h 90min 36h 7 d 7days -1d 1.5h"),
         ("retention.expectWithin", RetentionSettings, "expect_within", "36h 2w h36"),
         ("dump.lockWait", DumpSettings, "lock_wait", "60s 1min 60"),
+        ("signing.publicKeys", SigningSettings, "public_keys", f"{PUBLIC_KEY} {PUBLIC_KEY}= RWQ RWA{'A' * 53}"),
         ("dump.compression", DumpSettings, "compression", "zstd:1 zstd:19 zstd:20 gzip:9 gzip:0 none lz4:1"),
         ("dump.include", DumpSettings, "include", "a.b a.* *.* orders"),
         ("store.s3.endpointUrl", S3Settings, "endpoint_url", "http://s3 https://s3:9000/x s3 ftp://s3 https://u@s3"),
@@ -994,6 +1028,17 @@ def test_only_who_restores_has_the_target_and_its_password() -> None:
     assert having == {"restore", "toolbox", "doctor"}
     assert look(objects, "backup.pod.volumes.target") is None
     assert not [name for name in env(objects, "drill") if name.startswith("BACKUPD_TARGET")]
+
+
+def test_only_who_vouches_for_backups_has_the_signing_key_and_everybody_checks_it() -> None:
+    objects = render({**SIGNING, **DRILL, **REFRESH})
+
+    assert {c for c in COMPONENTS if "BACKUPD_SIGNING__PUBLIC_KEYS" in env(objects, c)} == set(COMPONENTS)
+    for signing in (
+        {c for c in COMPONENTS if "BACKUPD_SIGNING__KEY_FILE" in env(objects, c)},
+        {c for c in COMPONENTS if look(objects, f"{c}.pod.volumes.signing")},
+    ):
+        assert signing == {"backup", "drill", "toolbox", "doctor"}
 
 
 def test_the_authority_is_for_the_target_where_that_asks_it() -> None:

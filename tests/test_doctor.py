@@ -19,6 +19,7 @@ import pytest
 from fix_postgres import DatabaseFactory, PostgresServer, standby_of, wait_for
 from fix_store import SECRET_KEY, FaultProxy, S3Server
 from fix_tools import Site, Wire, small_disk
+from made_keys import made_keys, made_secret
 
 from backupd import doctor, dump, postgres, process
 from backupd.doctor import Subject
@@ -26,6 +27,7 @@ from backupd.errors import UsageError
 from backupd.finding import Finding
 from backupd.postgres import Access
 from backupd.retention import Policy
+from backupd.signing import Keys
 from backupd.store import S3Options
 
 CANARY = "a-password-that-no-finding-may-hold"
@@ -213,6 +215,27 @@ def test_no_retention_policy_is_said_and_no_failure(case: Case) -> None:
     assert found["retention"].status == "warn"
     assert "BACKUPD_RETENTION__KEEP_DAILY" in (found["retention"].hint or "")
     assert failed(found) == {}
+
+
+def test_what_is_signed_and_what_is_trusted_is_said(case: Case) -> None:
+    pair, public = made_keys(1, 2), made_secret().public
+    for keys, status, text, hint in (
+        (Keys(), "ok", "what nobody signed is taken for as good as what somebody did; nothing is signed", ""),
+        (pair, "ok", "signs, and only what one of 2 keys signed is trusted", ""),
+        (Keys(trusted=pair.trusted), "ok", "only what one of 2 keys signed is trusted; nothing is signed", ""),
+        (Keys(pair.secret), "warn", "signs, but what nobody signed", f"BACKUPD_SIGNING__PUBLIC_KEYS={public}"),
+    ):
+        found = case.examine(source=None, keys=functools.partial(Keys, keys.secret, keys.trusted))["signing"]
+        assert (found.status, text in found.text, hint in (found.hint or "")) == (status, True, True), found
+    takes = case.examine(keys=functools.partial(Keys, None, pair.trusted))["signing"]
+    assert (takes.status, "BACKUPD_SIGNING__KEY_FILE" in (takes.hint or "")) == ("warn", True)
+
+
+def test_keys_that_do_not_belong_together_are_a_failure_that_names_the_one_to_add(case: Case) -> None:
+    found = case.examine(source=None, keys=lambda: Keys(made_secret(1), made_keys(2).trusted))["signing"]
+
+    assert (found.status, found.exit_code) == ("fail", 2)
+    assert str(made_secret(1).public) in (found.hint or "")
 
 
 # --- the way to the server

@@ -160,6 +160,7 @@ def _doctor_subject(here: Installation) -> "doctor_verb.Subject":
         s3_options=loaded.s3_options(),
         policy=loaded.retention.policy(),
         second=(loaded.copy.url, loaded.copy_s3_options()) if loaded.copy.url else None,
+        keys=here.keys,
     )
 
 

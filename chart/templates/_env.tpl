@@ -27,6 +27,11 @@ wrong.
 {{- include "backupd.env.target" . }}
 {{- end }}
 {{- include "backupd.env.store" . }}
+{{- include "backupd.env.section" (dict "section" "SIGNING" "values" (pick .root.Values.signing "publicKeys")) }}
+{{- if include "backupd.signs" . }}
+- name: BACKUPD_SIGNING__KEY_FILE
+  value: /etc/backupd/signing/key
+{{- end }}
 {{- if has .component (list "backup" "toolbox" "doctor") }}
 {{- include "backupd.env.retention" . }}
 {{- end }}

@@ -61,6 +61,11 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{/* Whether a component has the signing key: who only restores vouches for nothing. Takes root, component. */}}
+{{- define "backupd.signs" -}}
+{{- if and .root.Values.signing.existingSecret (has .component (list "backup" "drill" "toolbox" "doctor")) }}true{{ end }}
+{{- end }}
+
 {{- define "backupd.claimName" -}}
 {{- default (include "backupd.fullname" .) .Values.store.pvc.existingClaim }}
 {{- end }}

@@ -227,6 +227,11 @@ emptyDir:
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if include "backupd.signs" . }}
+{{- $signing := .root.Values.signing }}
+{{- $keys := dict "key" $signing.secretKeys.key }}
+{{- include "backupd.secretVolume" (dict "name" "signing" "secret" $signing.existingSecret "keys" $keys) }}
+{{- end }}
 {{- if eq .component "refresh" }}
 {{- if include "backupd.targetAuthority" . }}
 {{- $keys := dict "ca.crt" $source.tls.caKey }}

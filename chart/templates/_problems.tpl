@@ -89,6 +89,15 @@ All that is wrong with the values, one sentence a line: what the schema cannot s
 {{- end }}
 {{- end }}
 
+{{- with .Values.signing }}
+{{- if and .publicKeys (not .existingSecret) }}
+- signing.publicKeys is set, but signing.existingSecret is not: no pod would trust the backups that others take
+{{- end }}
+{{- if and .existingSecret (not .secretKeys.key) }}
+- signing.existingSecret is set, but signing.secretKeys.key is not
+{{- end }}
+{{- end }}
+
 {{- if not .Values.schedule }}
 - no schedule: set schedule, such as "30 2 * * *"
 {{- end }}
