@@ -101,10 +101,14 @@ def note_key(name: Name, kind: NoteKind, number: int) -> str:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The backups in `store`; what is written is signed, and what is read is believed, by `keys`."""
+    """The backups in `store`; what is written is signed, and what is read is believed, by `keys`.
+
+    One that is asked again and again remembers, so that it reads only what is new: objects never change.
+    """
 
     store: Store
     keys: signing.Keys = field(default_factory=signing.Keys)
+    remembered: dict[Name, tuple[Files, Backup]] | None = field(default=None, repr=False, compare=False)
 
     def backups(self, server: str | None = None, database: str | None = None) -> Listing:
         """What the store holds, all of it or that of a server or a database.
@@ -294,10 +298,16 @@ class Catalog:
         """What lies under each name, from one list of keys."""
         return group(self.store.list(prefix))
 
+    def remembering(self) -> "Catalog":
+        """The same backups, as one process sees them that asks for all of them again and again."""
+        return replace(self, remembered={})
+
     def _read(self, found: Sequence[Files]) -> Listing:
-        backups: list[Backup] = []
+        before = self.remembered or {}
+        known = {files.name: before[files.name] for files in found if before.get(files.name, (None,))[0] == files}
+        backups = [backup for _, backup in known.values()]
         broken: list[Broken] = []
-        exist = [files for files in found if files.manifest is not None]
+        exist = [files for files in found if files.manifest is not None and files.name not in known]
         with threads.pool(_READERS, "catalog") as readers:
             for loaded in threads.completed([readers.submit(self._load, files) for files in exist]):
                 backup, failures = loaded.result()
@@ -306,6 +316,12 @@ class Catalog:
                 if failures:
                     _raise_if_the_store_fails(broken)
         backups.sort(key=lambda backup: (backup.manifest.started_at, backup.id), reverse=True)
+        if self.remembered is not None:
+            # What could not be read may be readable the next time.
+            doubted, by_name = {each.name for each in broken}, {name_of(backup): backup for backup in backups}
+            whole = [files for files in found if files.name in by_name and files.name not in doubted]
+            self.remembered.clear()
+            self.remembered.update((files.name, (files, by_name[files.name])) for files in whole)
         return Listing(tuple(backups), tuple(sorted(broken, key=lambda each: each.key)))
 
     def _load(self, files: Files) -> tuple[Backup | None, list[Broken]]:

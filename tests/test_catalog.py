@@ -759,3 +759,30 @@ def test_backups_count_only_with_the_filter_of_the_installation() -> None:
 
     assert [each.finished_at for each in checked(*backups)] == [NOW - timedelta(hours=40)]
     assert [each.finished_at for each in checked(*backups, patterns=filtered)] == [NOW - timedelta(hours=2)]
+
+
+def test_what_remembers_reads_nothing_twice_and_misses_nothing_new(catalog: Catalog, tmp_path: Path) -> None:
+    opened: list[str] = []
+    plain, store = (
+        catalog,
+        Doctored(catalog.store, lambda action, key: opened.append(key) if action == "open" else None),
+    )
+    catalog = Catalog(store).remembering()
+    first, second = take(plain, made_manifest(START)), take(plain, made_manifest(START + DAY))
+    assert catalog.backups() == plain.backups()
+    opened.clear()
+
+    assert catalog.backups() == plain.backups()
+    assert opened == []
+
+    noted = plain.note(first, "pinned", True, {}, START + DAY)
+    third = take(plain, made_manifest(START + 2 * DAY))
+    assert catalog.backups() == Listing((third, second, noted))
+    assert sorted(opened) == sorted(
+        [manifest_key(name_of(first)), note_key(name_of(first), "pinned", 1), manifest_key(name_of(third))]
+    )
+
+    plain.delete(second)
+    (tmp_path / manifest_key(name_of(third))).write_bytes(b"{")
+    listing = catalog.backups()
+    assert (ids(listing), len(listing.broken)) == ([first.id], 1)
