@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from backupd import __version__, log, render, settings, signals
-from backupd.commands import backup, drill, keep, look, restore, shared
+from backupd.commands import backup, drill, keep, look, restore, serve, shared
 from backupd.errors import BackupdError, Interrupted
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (backup, restore, drill, look, keep):
+for group in (backup, restore, drill, look, keep, serve):
     app.add_typer(group.app)
 
 _TERMINATION_LOG = Path("/dev/termination-log")  # where Kubernetes takes a container's last words from

@@ -165,3 +165,11 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+def reason_of(exit_code: int) -> str:
+    """The word for an exit code of a run that failed; of a code that several classes have, the first one's."""
+    if exit_code > 128:
+        return Interrupted.reason
+    found = (kind.reason for kind in BackupdError.__subclasses__() if kind.exit_code == exit_code)
+    return next(found, BackupdError.reason)

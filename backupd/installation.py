@@ -8,9 +8,10 @@ import contextlib
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from backupd import log, scratch, signing, table_pattern
+from backupd import log, schedule, scratch, signing, table_pattern
 from backupd.catalog import Catalog
 from backupd.connection import Server, child_environment, without_libpq, without_secrets
 from backupd.errors import BackupdError, UsageError
@@ -21,12 +22,13 @@ from backupd.settings import Settings
 from backupd.store import open_store
 
 if TYPE_CHECKING:
-    from backupd import dump, postgres
+    from backupd import dump, postgres, status
 
 _log = log.get_logger()
 
 MAINTENANCE_DATABASE = "postgres"
 _DATABASES = "BACKUPD_SOURCE__DATABASES"
+_LATE = 12  # a backup may take a twelfth of the time between two: daily ones may be 26 hours old
 _DRILL_URL = "BACKUPD_DRILL__URL"
 
 
@@ -156,16 +158,44 @@ class Installation:
         tables, schemas = (environment.get(f"BACKUPD_RESTORE_{what}", "") for what in ("TABLE", "SCHEMA"))
         return Wanted(table_pattern.split(tables), table_pattern.split(schemas))
 
-    def expected(self) -> list[Label] | None:
+    @property
+    def names_databases(self) -> bool:
+        """Whether the settings say which databases should have backups."""
+        return bool(self.settings.source.databases or self.settings.default_database)
+
+    def ask_expected(self) -> tuple[Label, ...]:
+        """The labels that should have backups, as the source says. Raises where it cannot be asked."""
+        with self.source("check") as access:
+            return tuple(Label(self.settings.server_label, name) for name in self.databases(access, ()))
+
+    def expected(self) -> tuple[Label, ...] | None:
         """The labels that should have backups, where the source can be asked; None means those of the catalog."""
-        if not (self.settings.source.databases or self.settings.default_database):
+        if not self.names_databases:
             return None
         try:
-            with self.source("check") as access:
-                return [Label(self.settings.server_label, name) for name in self.databases(access, ())]
+            return self.ask_expected()
         except BackupdError as exc:
             _log.warning("source.unreachable", message=exc.message, action="databases without a backup are not seen")
             return None
+
+    def expectations(self, labels: tuple[Label, ...] | None, now: datetime) -> "status.Expected":
+        """What is expected of those labels, or of those of the catalog."""
+        from backupd import status
+
+        wanted, chosen = self.settings.expect, self.settings.schedule
+        within = wanted.backup_within or self.settings.retention.expect_within
+        if within is None and chosen.cron is not None:
+            between = schedule.interval(chosen.schedule(chosen.cron), now)
+            within = between + max(between / _LATE, chosen.jitter or timedelta(0))
+        return status.Expected(
+            server=self.settings.server_label,
+            labels=labels,
+            **({} if within is None else {"max_age": within}),
+            verified_within=wanted.verify_within,
+            drilled_within=wanted.drill_within,
+            filter=self.filter(),
+            policy=self.settings.retention.policy(),
+        )
 
 
 def choose(wanted: Iterable[str], there: Sequence[str]) -> list[str]:

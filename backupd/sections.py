@@ -241,6 +241,26 @@ class SigningSettings(BaseModel, frozen=True):
     )
 
 
+class ExpectSettings(BaseModel, frozen=True):
+    """How new things should be; what is older is shown, told to monitors and alarmed about."""
+
+    backup_within: _Duration | None = Field(
+        default=None,
+        description="the newest good backup; else `BACKUPD_RETENTION__EXPECT_WITHIN`, or by the schedule, or `26h`",
+    )
+    verify_within: _Duration | None = Field(default=None, description="the newest backup that was read back")
+    drill_within: _Duration | None = Field(default=None, description="the newest backup that a drill restored")
+
+
+class ServeSettings(BaseModel, frozen=True):
+    """What `serve` shows to whom."""
+
+    token: SecretStr | None = Field(
+        default=None, description="who does not send it, as bearer's token or as any user's password, is refused"
+    )
+    refresh: _Duration = Field(default=timedelta(seconds=60), description="how often the store is read")
+
+
 class DumpSettings(BaseModel, frozen=True):
     """How dumps are made."""
 
@@ -295,6 +315,8 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "COPY__RETENTION": RetentionSettings,
     "SCHEDULE": ScheduleSettings,
     "SIGNING": SigningSettings,
+    "EXPECT": ExpectSettings,
+    "SERVE": ServeSettings,
     "DUMP": DumpSettings,
     "SCRATCH": ScratchSettings,
     "LOG": LogSettings,

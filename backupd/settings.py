@@ -29,11 +29,13 @@ from backupd.sections import (
     CopySettings,
     DrillSettings,
     DumpSettings,
+    ExpectSettings,
     LogSettings,
     RetentionSettings,
     S3Settings,
     ScheduleSettings,
     ScratchSettings,
+    ServeSettings,
     SigningSettings,
     SourceSettings,
     StoreSettings,
@@ -63,6 +65,8 @@ class Settings:
     copy_retention: RetentionSettings
     schedule: ScheduleSettings
     signing: SigningSettings
+    expect: ExpectSettings
+    serve: ServeSettings
     dump: DumpSettings
     scratch: ScratchSettings
     log: LogSettings
@@ -207,6 +211,7 @@ def secrets(settings: Settings) -> tuple[str, ...]:
         *passwords,
         *map(settings.environment.get, names),
         *passfile_passwords(settings.passfile or ""),
+        _plain(settings.serve.token),
         *(line for line in key if not line.startswith("untrusted comment:")),
     )
     return tuple(dict.fromkeys(secret for secret in known if secret))

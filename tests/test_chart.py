@@ -699,7 +699,7 @@ ELSEWHERE = {
     "SCRATCH": {"directory", "limit"},  # a volume, and its size
     "STORE__S3": {"profile"},  # by extraEnv, like all of a second store: its credentials are a file
     **{name: set(SECTIONS[name].model_fields) for name in SECTIONS if name.startswith("COPY")},
-    "SCHEDULE": set(SECTIONS["SCHEDULE"].model_fields),  # the CronJobs', in which nothing of ours keeps time
+    **{name: set(SECTIONS[name].model_fields) for name in ("SCHEDULE", "EXPECT", "SERVE")},  # of the daemon
 }
 PLACES = {
     "SOURCE": "source",

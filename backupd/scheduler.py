@@ -1,0 +1,162 @@
+"""What runs when: the verbs that are due, each as a child of its own, one at a time, in the main thread.
+
+The state is the catalog. Before a run it is read again, and the run is left out where its slot has one already, whoever
+took it: this daemon before a restart, another one, somebody by hand. What ended because it was interrupted, or because
+another run was busy, is no run of its slot. In memory there is only which slots were tried, so that what fails at once
+is not tried again and again.
+
+A verb is a child, since it may need a gigabyte, crash, or be killed, and nothing of that is to end the daemon.
+"""
+
+import json
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from backupd import log, process
+from backupd.catalog import Listing
+from backupd.errors import BackupdError, Interrupted
+from backupd.manifest import Filter
+from backupd.schedule import Schedule, Slot, due_at, is_done, slot_at
+from backupd.selector import Label, name_of
+
+Verb = Literal["backup", "drill", "prune"]
+
+ABORT_SECONDS = 20.0
+"""How long a run has to clean up when the daemon is stopped; what is left of it then is killed."""
+
+_AGAIN = timedelta(minutes=1)  # until a catalog that could not be read is read again
+_LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
+_NO_RUN = frozenset({"interrupted", "locked"})
+_log = log.get_logger()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A verb that runs on a schedule."""
+
+    verb: Verb
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known before a run: the server's backups and failures, which labels are expected, and its filter."""
+
+    listing: Listing
+    expected: Collection[Label] | None
+    filter: Filter | None = None
+
+
+def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
+    """The command line of the run that the slot still lacks; None where it has one."""
+    if verb == "prune":
+        return ["prune", "--yes"]
+    if verb == "drill":
+        notes = (backup.note("drilled") for backup in known.listing.backups)
+        done = is_done(slot, (note.at for note in notes if note is not None))
+        return None if done else ["drill", "--newest-undrilled"]
+    begun = _begun(known)
+    expected = known.expected if known.expected is not None else begun.keys()
+    missing = sorted(label for label in expected if not is_done(slot, begun[label]))
+    if expected and not missing:
+        return None
+    return ["backup", *(["--", *(label.database for label in missing)] if len(missing) < len(expected) else [])]
+
+
+def _begun(known: Known) -> Mapping[Label, list[datetime]]:
+    """When runs of each database began, or failed."""
+    begun: dict[Label, list[datetime]] = defaultdict(list)
+    for backup in known.listing.backups:
+        if backup.manifest.filter == known.filter:
+            begun[name_of(backup).label].append(backup.manifest.started_at)
+    for failure in known.listing.failures:
+        if failure.step == "backup" and failure.reason not in _NO_RUN:
+            begun[failure.label].append(failure.at)
+    return begun
+
+
+@dataclass
+class Scheduler:
+    """The loop. `know` reads the catalog, now; `start` runs a command line to its end and returns its exit code."""
+
+    planned: Sequence[Planned]
+    know: Callable[[], Known]
+    start: Callable[[Sequence[str]], int]
+    now: Callable[[], datetime]
+    who: str
+    tried: dict[Verb, Slot] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Leaves out the prune of the slot that has begun: it leaves no trace, and every backup is followed by one."""
+        for each in self.planned:
+            if each.verb == "prune":
+                self.tried["prune"] = slot_at(each.schedule, self.now())
+
+    def step(self) -> list[tuple[Verb, int]]:
+        """Runs whatever is due, one after the other; returns how each ended."""
+        return [(each.verb, code) for each in self.planned if (code := self._run(each)) is not None]
+
+    def _run(self, planned: Planned) -> int | None:
+        now = self.now()
+        tried = self.tried.get(planned.verb)
+        if tried is not None and tried.has(now):
+            return None
+        slot = slot_at(planned.schedule, now)
+        if now < due_at(planned.schedule, slot, self.who):
+            return None
+        try:
+            arguments = outstanding(planned.verb, slot, self.know())
+        except BackupdError as exc:
+            self.tried[planned.verb] = Slot(now, now + _AGAIN)
+            _log.error("run.postponed", verb=planned.verb, message=exc.message, detail=exc.detail, hint=exc.hint)
+            return None
+        self.tried[planned.verb] = slot
+        return None if arguments is None else self.start(arguments)
+
+
+def run_child(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Runs `backupd ARGUMENTS` to its end, logs what it logs, and returns its exit code.
+
+    An interruption is passed on: the child cleans up, and is killed with all it started where that takes too long.
+    """
+    _log.info("run.started", arguments=list(arguments))
+    words = _Words()
+    argv = [sys.executable, "-m", "backupd", *arguments]
+    with process.start(argv, {**environment, "BACKUPD_LOG__FORMAT": "json"}, on_line=words.relay) as child:
+        try:
+            status = child.wait()
+        except Interrupted:
+            child.interrupt(signal.SIGTERM)
+            child.wait(ABORT_SECONDS)
+            raise
+        child.stderr()  # until all of it was relayed
+    code = 1 if status is None else 128 - status if status < 0 else status
+    _log.log(_level(code), "run.ended", arguments=list(arguments), exit_code=code, last_event=words.last_event)
+    return code
+
+
+def _level(code: int) -> int:
+    return 40 if code else 20  # logging's numbers for error and info
+
+
+class _Words:
+    """What a child writes to stderr: events, which are logged as our own, or, where it crashes, text."""
+
+    def __init__(self) -> None:
+        self.last_event: str | None = None
+
+    def relay(self, line: str) -> None:
+        """Logs one line."""
+        try:
+            fields: dict[str, Any] = json.loads(line)
+            event, level = str(fields.pop("event")), str(fields.pop("level"))
+        except (ValueError, TypeError, AttributeError, KeyError):
+            log.child_stderr("backupd", line)
+            return
+        self.last_event = event
+        getattr(_log, level if level in _LEVELS else "info")(event, **{f"{name}": fields[name] for name in fields})

@@ -1,0 +1,199 @@
+"""What a monitor is told, read as Prometheus reads it."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from made_backups import made_backup, made_manifest, made_note
+from prometheus_client.parser import text_string_to_metric_families
+
+from backupd import __version__, metrics
+from backupd.catalog import Broken, Listing
+from backupd.errors import BackupdError, StoreError, VerificationFailed
+from backupd.failure import Failure
+from backupd.manifest import Backup, Note
+from backupd.retention import Policy
+from backupd.selector import Label, Name
+from backupd.status import Expected, Reading, status
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+NOW = datetime(2026, 11, 26, 9, 0, tzinfo=UTC)
+EXPECTED = Expected("prod", max_age=timedelta(hours=30), policy=Policy(last=3))
+
+Values = dict[tuple[str, ...], float]
+
+
+def backup(age: timedelta, database: str = "app", **facts: object) -> Backup:
+    """A good backup that ended that long ago, after ten minutes."""
+    return made_backup(made_manifest(NOW - age - timedelta(minutes=10), database=database, **facts))  # type: ignore[arg-type]
+
+
+def failure(age: timedelta, database: str = "app", reason: str = "database", count: int = 1) -> Failure:
+    at = NOW - age
+    return Failure(f"{at:%Y%m%dT%H%M%SZ}-00000000", "prod", database, "backup", at, at, count, 18, reason, "it failed")
+
+
+def told(
+    backups: Sequence[Backup] = (),
+    *,
+    failures: Sequence[Failure] = (),
+    expected: Expected = EXPECTED,
+    error: BackupdError | None = None,
+    broken: Sequence[Broken] = (),
+) -> bytes:
+    """The text that is served of such a store."""
+    listing = Listing(tuple(backups), tuple(broken), failures=tuple(failures))
+    seen = status(listing, expected, Reading("file:///backups", NOW, error), NOW)
+    return metrics.text(metrics.samples(seen, listing.failures, {("backup", "ok"): 3}))
+
+
+def values(text: bytes) -> Values:
+    """Every value by the sample's name and its labels' values, in the order that the metric says."""
+    order = {metric.name: metric.labels for metric in metrics.METRICS}
+    found = text_string_to_metric_families(text.decode())
+    return {
+        (each.name, *(each.labels[name] for name in order[family.name])): each.value
+        for family in found
+        for each in family.samples
+    }
+
+
+def everything() -> bytes:
+    """A text in which every metric has a value."""
+    note = Note("drilled", 1, NOW - timedelta(days=1), True, {"seconds": 9.4})
+    drilled = made_backup(made_manifest(NOW - timedelta(days=2)), notes=[note])
+    bad = made_backup(made_manifest(NOW - timedelta(days=3)), notes=[made_note("drilled", NOW, ok=False)])
+    expected = Expected("prod", max_age=timedelta(hours=30), drilled_within=timedelta(days=8))
+    return told([backup(timedelta(hours=1)), drilled, bad], failures=[failure(timedelta(hours=2))], expected=expected)
+
+
+def test_every_metric_is_told_and_has_its_labels_and_help() -> None:
+    families = {family.name: family for family in text_string_to_metric_families(everything().decode())}
+
+    assert families.keys() == {metric.name for metric in metrics.METRICS}
+    for metric in metrics.METRICS:
+        family = families[metric.name]
+        assert (family.documentation, family.type) == (metric.help, metric.kind)
+        assert {frozenset(each.labels) for each in family.samples} == {frozenset(metric.labels)}
+
+
+def test_promtool_finds_nothing_to_complain_of() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None and os.environ.get("CI") == "true":
+        pytest.fail("no promtool on PATH")
+    if promtool is None:
+        pytest.skip("no promtool on PATH")
+
+    done = subprocess.run([promtool, "check", "metrics"], input=everything(), capture_output=True, check=False)
+
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+
+
+def test_a_database_is_told_with_times_sizes_and_proofs() -> None:
+    newest = backup(timedelta(hours=1))
+    proved = made_backup(
+        made_manifest(NOW - timedelta(days=1, minutes=10)), notes=[made_note("verified", NOW - timedelta(hours=3))]
+    )
+    found = values(told([newest, proved]))
+
+    assert found["backupd_backup_last_success_timestamp_seconds", "prod", "app"] == (NOW.timestamp() - 3600)
+    assert found["backupd_backup_last_verified_timestamp_seconds", "prod", "app"] == (NOW.timestamp() - 86400)
+    assert found["backupd_backup_last_attempt_timestamp_seconds", "prod", "app"] == (NOW.timestamp() - 4200)
+    assert found["backupd_backup_last_duration_seconds", "prod", "app"] == 600
+    assert found["backupd_backup_last_size_bytes", "prod", "app"] == newest.manifest.archive_bytes
+    assert found["backupd_backup_last_source_bytes", "prod", "app"] == 1000
+    assert found["backupd_store_bytes", "prod", "app"] == 2 * newest.manifest.archive_bytes
+    assert found["backupd_backups", "prod", "app", "good"] == 2
+    assert found["backupd_expected_interval_seconds", "prod", "app"] == 30 * 3600
+    assert found["backupd_backup_failures_in_a_row", "prod", "app"] == 0
+    assert ("backupd_drill_last_success_timestamp_seconds", "prod", "app") not in found
+
+
+def test_a_failure_is_told_beside_the_last_success() -> None:
+    found = values(
+        told(
+            [backup(timedelta(days=1))],
+            failures=[failure(timedelta(hours=1), count=2), failure(timedelta(hours=2), reason="no_room")],
+        )
+    )
+
+    newest = ("backupd_backup_last_failure_timestamp_seconds", "prod", "app", "backup", "database")
+    assert [key for key in found if key[0] == newest[0]] == [newest]
+    assert found[newest] == found["backupd_backup_last_attempt_timestamp_seconds", "prod", "app"]
+    assert found["backupd_backup_failures_in_a_row", "prod", "app"] == 2
+    assert found["backupd_backup_last_success_timestamp_seconds", "prod", "app"] == NOW.timestamp() - 86400
+
+
+def test_a_failure_before_the_last_success_is_none_in_a_row() -> None:
+    found = values(told([backup(timedelta(hours=1))], failures=[failure(timedelta(hours=2), count=5)]))
+
+    assert found["backupd_backup_failures_in_a_row", "prod", "app"] == 0
+
+
+def test_an_expected_database_without_a_backup_succeeded_never() -> None:
+    found = values(told(expected=Expected("prod", labels=(Label("prod", "app"),))))
+
+    assert found["backupd_backup_last_success_timestamp_seconds", "prod", "app"] == 0
+    assert ("backupd_backup_oldest_timestamp_seconds", "prod", "app") not in found
+
+
+def test_a_suspect_newest_backup_freezes_and_is_no_success() -> None:
+    found = values(told([backup(timedelta(hours=1), suspect="it is empty"), backup(timedelta(days=1))]))
+
+    assert found["backupd_backup_last_suspect", "prod", "app"] == 1
+    assert found["backupd_retention_frozen", "prod", "app"] == 1
+    assert found["backupd_backups", "prod", "app", "suspect"] == 1
+    assert found["backupd_backup_last_success_timestamp_seconds", "prod", "app"] == NOW.timestamp() - 86400
+
+
+def test_a_backup_that_a_verify_found_bad_is_damaged() -> None:
+    bad = made_backup(made_manifest(NOW - timedelta(days=1)), notes=[made_note("verified", NOW, ok=False)])
+
+    assert values(told([bad]))["backupd_backups", "prod", "app", "damaged"] == 1
+
+
+def test_of_a_retired_database_only_what_it_takes_is_told() -> None:
+    gone = made_backup(made_manifest(NOW - timedelta(days=9)), notes=[made_note("retired", NOW - timedelta(days=1))])
+    found = values(told([gone]))
+
+    assert {key[0] for key in found if "app" in key} == {"backupd_store_bytes", "backupd_backups"}
+
+
+def test_a_store_that_does_not_answer_and_a_broken_object_are_told() -> None:
+    key = Broken("prod/app/x.json", Name(Label("prod", "app"), "x"), VerificationFailed("it is cut"))
+    found = values(told([backup(timedelta(hours=1))], error=StoreError("no route"), broken=[key]))
+
+    assert found["backupd_catalog_readable",] == 0
+    assert found["backupd_catalog_broken_objects",] == 1
+    assert found["backupd_catalog_last_refresh_timestamp_seconds",] == NOW.timestamp()
+
+
+def test_hostile_names_stay_values_of_labels() -> None:
+    name = 'a"} 1\n# HELP x\\ \u202e,b="'
+    found = values(told([backup(timedelta(hours=1), database=name)]))
+
+    assert found["backupd_backup_last_success_timestamp_seconds", "prod", name]
+    assert {key[0] for key in found} <= {each.name for each in metrics.METRICS} | {"backupd_runs_total"}
+
+
+def test_no_label_grows_with_the_number_of_backups() -> None:
+    one, many = (values(told([backup(timedelta(hours=hours)) for hours in range(count)])) for count in (1, 50))
+
+    assert one.keys() == many.keys()
+    assert ("backupd_build_info", __version__) in one
+
+
+def test_the_readmes_table_is_that_of_the_code() -> None:
+    table = README.partition("| metric | labels | meaning |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [
+        f"| `{metric.name}{'_total' if metric.kind == 'counter' else ''}` |"
+        f" {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
+        for metric in metrics.METRICS
+    ]
+
+    assert [re.sub(" +", " ", row) for row in table.splitlines()] == [re.sub(" +", " ", row) for row in rows]
