@@ -21,7 +21,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from backupd import dump, facts, postgres, privileges, probe, process, scratch, signing
+from backupd import dump, facts, notify, postgres, privileges, probe, process, scratch, signing
 from backupd.errors import AccessRefused, BackupdError, Locked, UsageError, VerificationFailed, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, attempt, failure, skip, try_all
 from backupd.probe import compare_clocks, file_system, is_in_memory, store_folder
@@ -55,6 +55,8 @@ class Subject:
     policy: Policy | None
     second: tuple[str, S3Options] | None = None
     """URL and options of the store that copies go to."""
+
+    notify_urls: Sequence[str] = ()
 
     keys: Callable[[], signing.Keys] = signing.Keys
     """What is signed with and believed; raises UsageError where that cannot be used."""
@@ -162,11 +164,22 @@ def _signing(subject: Subject) -> str | Doubt:
 
 _PROBE = "backupd doctor"
 
+
+def _notifications(subject: Subject) -> str:
+    """Whether each URL names a service; nothing is sent."""
+    if not subject.notify_urls:
+        return "nobody is notified: exit codes and `backupd check` tell how things stand"
+    if problems := notify.unusable(subject.notify_urls):
+        raise UsageError("; ".join(problems), hint="Correct BACKUPD_NOTIFY__URLS: each is an apprise URL.")
+    return f"{len(subject.notify_urls)} URLs are understood"
+
+
 _MACHINE: Mapping[str, Check[Subject]] = {
     "clients": _clients,
     "scratch": _scratch,
     "retention": _retention,
     "signing": _signing,
+    "notifications": _notifications,
 }
 
 

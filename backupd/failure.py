@@ -69,11 +69,15 @@ class Failure:
 _FAILURE = TypeAdapter(Failure)
 
 
-def following(failure: Failure, earlier: Iterable[Failure], succeeded_at: datetime | None) -> Failure:
-    """The failure as the next in a row, where one of the same step is `earlier` and nothing ended well since."""
+def before(failure: Failure, earlier: Iterable[Failure], succeeded_at: datetime | None) -> Failure | None:
+    """The one that the failure follows in a row: the newest `earlier` one of its step, if nothing ended well since."""
     alike = [each for each in earlier if each.step == failure.step and is_current(each, succeeded_at)]
-    newest = max(alike, key=lambda each: each.at, default=None)
-    return failure if newest is None else replace(failure, first_at=newest.first_at, count=newest.count + 1)
+    return max(alike, key=lambda each: each.at, default=None)
+
+
+def following(failure: Failure, before: Failure | None) -> Failure:
+    """The failure as the next in the row of the one before it."""
+    return failure if before is None else replace(failure, first_at=before.first_at, count=before.count + 1)
 
 
 def is_current(failure: Failure, succeeded_at: datetime | None) -> bool:

@@ -12,7 +12,7 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 STORE_URL_REASON = "should be file:///absolute/folder or s3://bucket/prefix"
@@ -20,6 +20,7 @@ DRILL_URL_REASON = "should be postgresql://user@host:port/database or host=... u
 LABEL_LIMIT_BYTES = 100
 
 _ENDPOINT_REASON = "should be http:// or https:// with a host, and have no user, query or fragment"
+_PING_REASON = "should be http:// or https:// with a host"
 _UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -134,6 +135,17 @@ def check_endpoint_url(text: str) -> str:
     return text
 
 
+def check_ping_url(text: str) -> str:
+    """The URL of a dead-man's switch."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError(_PING_REASON) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment or not text.isprintable():
+        raise ValueError(_PING_REASON)
+    return text
+
+
 def check_drill_url(text: str) -> str:
     """A connection string as libpq takes it; a password in it would show in every child's command line."""
     uri = re.match(r"postgres(ql)?://([^/?#]*)", text)
@@ -141,6 +153,14 @@ def check_drill_url(text: str) -> str:
     if password or not (uri or "=" in text):
         raise ValueError(DRILL_URL_REASON)
     return text
+
+
+def secret_pieces(url: str, shortest: int) -> list[str]:
+    """What in a notification's URL may be a password or a token, from that length on: all but scheme and plain host."""
+    rest = url.partition("://")[2]
+    host = re.split(r"[/?#]", rest)[0].rpartition("@")[2].partition(":")[0]
+    pieces = (unquote(piece) for piece in re.split(r"[/?&=#@:,\s]+", rest) if piece != host or "." not in host)
+    return [piece for piece in pieces if len(piece) >= shortest]
 
 
 def _split(text: str, reason: str) -> SplitResult:

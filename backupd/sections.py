@@ -23,6 +23,7 @@ from backupd.notation import (
     check_endpoint_url,
     check_host,
     check_label,
+    check_ping_url,
     check_store_url,
     check_time_zone,
     parse_duration,
@@ -283,6 +284,34 @@ class DumpSettings(BaseModel, frozen=True):
         return min(2, os.cpu_count() or 1) if self.jobs == "auto" else self.jobs
 
 
+def _check_ping_url(url: SecretStr | None) -> SecretStr | None:
+    if url is not None:
+        check_ping_url(url.get_secret_value())
+    return url
+
+
+class NotifySettings(BaseModel, frozen=True):
+    """Who is told of failures, recoveries, drills and doubts; nothing here can fail a backup."""
+
+    urls: SecretStr | None = Field(
+        default=None, description="apprise's URLs (mail, chats, webhooks...), separated by white space"
+    )
+    ping_url: Annotated[SecretStr | None, AfterValidator(_check_ping_url)] = Field(
+        default=None,
+        description="a dead-man's switch as healthchecks.io has it: `/start`, the URL itself, or the exit code",
+    )
+
+    @property
+    def send_to(self) -> tuple[str, ...]:
+        """The apprise URLs."""
+        return tuple(self.urls.get_secret_value().split()) if self.urls else ()
+
+    @property
+    def ping_to(self) -> str | None:
+        """The dead-man's switch's URL."""
+        return self.ping_url.get_secret_value() if self.ping_url else None
+
+
 class ScratchSettings(BaseModel, frozen=True):
     """Where dumps lie until they are stored."""
 
@@ -318,6 +347,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "EXPECT": ExpectSettings,
     "SERVE": ServeSettings,
     "DUMP": DumpSettings,
+    "NOTIFY": NotifySettings,
     "SCRATCH": ScratchSettings,
     "LOG": LogSettings,
 }

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from backupd.connection import Server, can_be_in_passfile, passfile_passwords, without_secrets, without_server
 from backupd.errors import UsageError
-from backupd.notation import STORE_URL_REASON, check_label
+from backupd.notation import STORE_URL_REASON, check_label, secret_pieces
 from backupd.sections import (
     PREFIX,
     RUN_VARIABLES,
@@ -31,6 +31,7 @@ from backupd.sections import (
     DumpSettings,
     ExpectSettings,
     LogSettings,
+    NotifySettings,
     RetentionSettings,
     S3Settings,
     ScheduleSettings,
@@ -47,6 +48,7 @@ from backupd.store import S3Options
 
 _KNOWN = (*(name for one in variables() for name in (one.name, one.file_name) if name), *RUN_VARIABLES)
 _INJECTED = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?")
+_SHORTEST_TOKEN = 12  # characters: a shorter piece of a URL may be a word, and is masked in its own messages only
 _INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 
@@ -68,6 +70,7 @@ class Settings:
     expect: ExpectSettings
     serve: ServeSettings
     dump: DumpSettings
+    notify: NotifySettings
     scratch: ScratchSettings
     log: LogSettings
     environment: Mapping[str, str] = field(repr=False)
@@ -207,8 +210,10 @@ def secrets(settings: Settings) -> tuple[str, ...]:
     sections = (settings.source, settings.target, settings.drill)
     passwords = (_plain(section.password) for section in sections)
     key = (_plain(settings.signing.key) or "").splitlines()
+    urls = (*settings.notify.send_to, *filter(None, [settings.notify.ping_to]))
     known = (
         *passwords,
+        *(piece for url in urls for piece in (url, *secret_pieces(url, _SHORTEST_TOKEN))),
         *map(settings.environment.get, names),
         *passfile_passwords(settings.passfile or ""),
         _plain(settings.serve.token),

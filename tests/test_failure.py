@@ -53,22 +53,22 @@ def take(catalog: Catalog, started_at: datetime) -> Backup:
 
 
 def test_failures_of_a_step_are_counted_until_something_ended_well() -> None:
-    first, second, third = (made_failure(START + hours * HOUR) for hours in range(3))
+    first, second, third, last = (made_failure(START + hours * HOUR) for hours in (0, 1, 2, 4))
 
-    second = failure.following(second, [first], None)
-    third = failure.following(third, [second, first], START - HOUR)
+    second = failure.following(second, failure.before(second, [first], None))
+    third = failure.following(third, failure.before(third, [second, first], START - HOUR))
 
     assert (second.count, second.first_at) == (2, START)
     assert (third.count, third.first_at) == (3, START)
-    assert failure.following(made_failure(START + 4 * HOUR), [third], START + 3 * HOUR).count == 1
+    assert failure.before(last, [third], START + 3 * HOUR) is None
 
 
 def test_each_step_is_counted_for_itself() -> None:
     copies = made_failure(START, step="copy"), made_failure(START + 2 * HOUR, step="copy")
     between = made_failure(START + HOUR)
 
-    assert failure.following(between, [copies[0]], None).count == 1
-    assert failure.following(copies[1], [between, copies[0]], None).count == 2
+    assert failure.before(between, [copies[0]], None) is None
+    assert failure.before(copies[1], [between, copies[0]], None) == copies[0]
 
 
 def test_a_run_that_was_refused_while_another_worked_is_over_when_that_one_ended() -> None:
@@ -203,7 +203,7 @@ def test_a_store_that_takes_no_record_hides_no_first_error(
     assert cli.run(["backup", "app", "crm"]) == 18
 
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [event["event"] for event in events] == ["failure.unrecorded", "run.failed"]
+    assert [event["event"] for event in events] == ["failure.unrecorded", "run.finished", "run.failed"]
     assert here.backups().failures == ()
 
 

@@ -8,7 +8,7 @@ import typer
 
 from backupd import catalog, log, render, retention, terminal
 from backupd.commands import shared
-from backupd.commands.run import Run
+from backupd.commands.run import Run, reported
 from backupd.errors import BackupdError, StoreError, UsageError
 from backupd.manifest import Backup
 from backupd.selector import name_of
@@ -35,14 +35,14 @@ def backup(
     Exit codes: 0 ok, 3 some databases failed for different reasons, 11 another run is busy, 12 access refused,
     13 no client new enough, 14 the dump is not whole, 17 no room, 18 the server failed; all in the README.
     """
-    here = shared.installation()
-    run = Run(here, here.catalog())
-    taken = _take_each(run, databases or here.databases_of_job(), wait)
-    for each in taken:
-        _print_taken(each, json_)
-        _prune_after(run, run.found, each, here.settings.retention.policy())
-    _copy_after(run, taken)
-    run.raise_failures()
+    with reported("backup", pings=True) as run:
+        taken = _take_each(run, databases or run.here.databases_of_job(), wait)
+        for each in taken:
+            _print_taken(each, json_)
+            _prune_after(run, run.found, each, run.here.settings.retention.policy())
+        _copy_after(run, taken)
+        run.look_back(taken)
+        run.raise_failures()
 
 
 def _take_each(run: Run, names: list[str], wait: float) -> list[Backup]:
@@ -65,8 +65,9 @@ def _take_each(run: Run, names: list[str], wait: float) -> list[Backup]:
                 scratch_limit_bytes=settings_.scratch.limit,
                 wait_seconds=wait,
             )
-            with run.step(database, "backup"):
-                taken.append(verb.take(access, run.found, client, job, shared.now, progress))
+            with run.step(database, "backup") as made:
+                made.append(verb.take(access, run.found, client, job, shared.now, progress))
+            taken += made
     return taken
 
 

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backupd import catalog, log, render, settings, terminal
+from backupd import catalog, log, notice, render, settings, terminal
 from backupd.commands import shared
+from backupd.commands.run import reported
 from backupd.errors import UsageError
+from backupd.installation import Installation
 from backupd.manifest import Backup
 
 if TYPE_CHECKING:
     from backupd import demo as demo_verb
+    from backupd import drill as drill_verb
 
 app = typer.Typer()
 
@@ -39,26 +42,33 @@ def drill(
     Exit codes: 0 ok, 14 it does not restore, or comes back as something else; 15 the server is not fit for it, 18 it
     is unreachable, 20 pg_restore failed for a reason that is not the backup's; all in the README.
     """
-    from backupd import drill as verb
-
     if newest_undrilled and backup:
         raise UsageError("drill takes either an ID or --newest-undrilled")
-    here = shared.installation()
-    loaded, found = here.settings, here.catalog()
-    chosen = _undrilled(found) if newest_undrilled else found.find(backup or "latest")
-    if chosen is None:
-        shared.print_json(None) if json_ else print("nothing to drill: the newest backup of each database was drilled")
-        return
+    with reported("drill") as run:
+        chosen = _undrilled(run.found) if newest_undrilled else run.found.find(backup or "latest")
+        if chosen is None:
+            nothing = "nothing to drill: the newest backup of each database was drilled"
+            shared.print_json(None) if json_ else print(nothing)
+            return
+        drilled = _drill(run.here, run.found, chosen)
+        run.notices.append(notice.of_drill(drilled.backup))
+        if json_:
+            whole = {**asdict(drilled), "message_type": "summary", "backup": shared.backup_json(drilled.backup)}
+            shared.print_json(whole)
+        else:
+            print(render.drilled(drilled))
+
+
+def _drill(here: Installation, found: catalog.Catalog, chosen: Backup) -> "drill_verb.Drilled":
+    from backupd import drill as verb
+
+    loaded = here.settings
     if loaded.drill.url is None:  # libpq in this process reads its variables itself, and they are meant for the source
         settings.forget_libpq_variables()
     major = chosen.manifest.server_version_num // 10000
     with here.drill_server(major) as access, terminal.shown() as progress:
         job = verb.Job(access.database, loaded.dump.job_count, loaded.scratch.directory, loaded.scratch.limit)
-        drilled = verb.drill(access, found, here.clients(), chosen, job, shared.now, progress)
-    if json_:
-        shared.print_json({**asdict(drilled), "message_type": "summary", "backup": shared.backup_json(drilled.backup)})
-    else:
-        print(render.drilled(drilled))
+        return verb.drill(access, found, here.clients(), chosen, job, shared.now, progress)
 
 
 def _undrilled(found: catalog.Catalog) -> Backup | None:

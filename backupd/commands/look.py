@@ -161,6 +161,7 @@ def _doctor_subject(here: Installation) -> "doctor_verb.Subject":
         policy=loaded.retention.policy(),
         second=(loaded.copy.url, loaded.copy_s3_options()) if loaded.copy.url else None,
         keys=here.keys,
+        notify_urls=loaded.notify.send_to,
     )
 
 

@@ -1,51 +1,80 @@
-"""A run over one or more databases: each step fails by itself, is logged, and leaves a record in the store.
+"""A run of a verb, and what everybody is told of it: the log, the store, people and monitors.
 
-Hides how a failure becomes a record. Writing one is best effort: a store that is down cannot take it, and then that is
-logged, and the first error stays the one that is raised.
+Each step for a database fails by itself: it is logged, leaves a record in the store, and is raised at the end with the
+others. When the run is over one event says all of it, and notifications and the dead-man's switch go out. None of this
+may fail a run, or hide the first error: a store that is down takes no record, a dead notifier no message, and then that
+is logged.
 """
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from backupd import failure, log, settings
+from backupd import failure, log, notice, settings
 from backupd.catalog import Catalog, new_id
-from backupd.commands import shared
+from backupd.commands import shared, tell
 from backupd.errors import BackupdError, Interrupted, UsageError
 from backupd.failure import Failure, Step
 from backupd.installation import Installation
 from backupd.manifest import Backup
-from backupd.selector import Label
+from backupd.notice import Notice
+from backupd.selector import Label, name_of
 
 _log = log.get_logger()
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How one step for one database ended: `ok` or the reason why not; the backup that it took, if it did."""
+
+    database: str
+    step: Step
+    outcome: str
+    seconds: float
+    backup: str | None = None
+    archive_bytes: int = 0
+
+
 @dataclass
 class Run:
-    """What one run works with, and what of it failed."""
+    """What one run works with, what came of it, and what is to be told when it is over."""
 
     here: Installation
     found: Catalog
     databases: list[str] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     failed: list[tuple[str, Step, BackupdError]] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    told: bool = False
+    """Whether what failed is in the notices, or known for so long that it is not to be told again."""
     _store_fails: bool = False
 
     @contextlib.contextmanager
-    def step(self, database: str, step: Step, taken: Backup | None = None) -> Iterator[None]:
+    def step(self, database: str, step: Step, taken: Backup | None = None) -> Iterator[list[Backup]]:
         """A step for one database: its failure is kept for the end and stops no other; a signal and a bug stop all.
 
-        `taken` is the run's own backup, where there is one: it is no sign that an earlier failure is over.
+        `taken` is the run's own backup, where there is one: it is no sign that an earlier failure is over. The block
+        may put the backup that it takes into the list.
         """
+        began, made = time.monotonic(), list[Backup]()
+        reason = "ok"
         try:
-            yield
+            yield made
         except BackupdError as exc:
+            reason = exc.reason
             _log_failure(database, step, exc)
             self.failed.append((database, step, exc))
             self._record(database, step, exc, taken)
         except (Exception, Interrupted) as exc:
+            reason = getattr(exc, "reason", BackupdError.reason)
             self._record(database, step, exc, taken)
             raise
+        finally:
+            seconds = round(time.monotonic() - began, 3)
+            backup, size = (str(name_of(made[0])), made[0].manifest.archive_bytes) if made else (None, 0)
+            self.outcomes.append(Outcome(database, step, reason, seconds, backup, size))
 
     @contextlib.contextmanager
     def beginning(self, names: list[str]) -> Iterator[None]:
@@ -65,6 +94,23 @@ class Run:
         failures = [(database, exc) for database, _, exc in self.failed]
         shared.raise_failures(failures, len(self.databases), f"databases {' or '.join(what)}")
 
+    def look_back(self, taken: Sequence[Backup]) -> None:
+        """Notes what is to be told of the databases that have a new backup; nobody reads it where none is to be."""
+        failed = {database for database, _, _ in self.failed}
+        for each in taken if self.here.settings.notify.urls else ():
+            try:
+                listing = self.found.backups(each.source.server, each.source.database)
+            except BackupdError as exc:
+                _log.warning("notify.failed", message=exc.message, action="look at the store")
+                return
+            others = [other for other in listing.backups if other.id != each.id]
+            if each.source.database not in failed:
+                self._tell(notice.of_success(each, others, listing.failures))
+            self._tell(notice.of_doubt(listing.backups, self.here.settings.retention.policy()))
+
+    def _tell(self, told: Notice | None) -> None:
+        self.notices += [told] if told else []
+
     def _meant(self, names: list[str]) -> list[str]:
         try:
             return self.here.databases_unasked(names, self.found.labels(self.here.settings.server_label))
@@ -76,18 +122,24 @@ class Run:
 
     def _record(self, database: str, step: Step, exc: BaseException, taken: Backup | None) -> None:
         """Writes the record, unless the store has just refused another: each try may take minutes."""
-        if self._store_fails:
-            return
+        new = self._failure(Label(self.here.settings.server_label, database), step, exc)
+        previous = None
         try:
-            label = Label(self.here.settings.server_label, database)
-            listing = self.found.backups(label.server, label.database)
-            others = [each.manifest.finished_at for each in listing.backups if taken is None or each.id != taken.id]
-            new = self._failure(label, step, exc)
-            failure.write(self.found.store, failure.following(new, listing.failures, max(others, default=None)))
-            self.found.forget_failures(label, new.at)
+            previous = None if self._store_fails else self._remember(new, taken)
         except BackupdError as problem:
             self._store_fails = True
             _log.warning("failure.unrecorded", database=database, message=problem.message, action="look at the store")
+        self.told = True
+        self._tell(notice.of_failure(failure.following(new, previous), previous))
+
+    def _remember(self, new: Failure, taken: Backup | None) -> Failure | None:
+        """Writes the record of a failure; returns the one before it in its row."""
+        listing = self.found.backups(new.server, new.database)
+        others = [each.manifest.finished_at for each in listing.backups if taken is None or each.id != taken.id]
+        previous = failure.before(new, listing.failures, max(others, default=None))
+        failure.write(self.found.store, failure.following(new, previous))
+        self.found.forget_failures(new.label, new.at)
+        return previous
 
     def _failure(self, label: Label, step: Step, exc: BaseException) -> Failure:
         now, known = shared.now(), settings.secrets(self.here.settings)
@@ -108,6 +160,48 @@ class Run:
             detail=detail,
             hint=hint,
         )
+
+
+@contextlib.contextmanager
+def reported(verb: str, *, tells: bool = True, pings: bool = False) -> Iterator[Run]:
+    """A run of that verb: when its block is over the log has one event with everything, and whoever is to be told is.
+
+    With `pings` the dead-man's switch hears of the beginning and of every end.
+    """
+    here = shared.installation()
+    run = Run(here, here.catalog())
+    began = time.monotonic()
+    if pings:
+        tell.ping(here, "/start", "")
+    try:
+        yield run
+    except (Exception, Interrupted) as exc:
+        code, reason = getattr(exc, "exit_code", BackupdError.exit_code), getattr(exc, "reason", BackupdError.reason)
+        _log_finished(run, verb, began, code, reason)
+        if not run.told:  # it failed before any database was known
+            run.notices.append(notice.of_error(verb, exc))
+        if tells:
+            tell.send(here, run.notices)
+        if pings:
+            tell.ping(here, f"/{code}", f"{reason}: {exc}")
+        raise
+    _log_finished(run, verb, began, 0, "ok")
+    if tells:
+        tell.send(here, run.notices)
+    if pings:
+        tell.ping(here, "", "\n".join(each.backup for each in run.outcomes if each.backup))
+
+
+def _log_finished(run: Run, verb: str, began: float, code: int, reason: str) -> None:
+    _log.info(
+        "run.finished",
+        verb=verb,
+        exit_code=code,
+        reason=reason,
+        seconds=round(time.monotonic() - began, 3),
+        archive_bytes=sum(each.archive_bytes for each in run.outcomes),
+        outcomes=[vars(each) for each in run.outcomes],
+    )
 
 
 def _log_failure(database: str, step: Step, exc: BackupdError) -> None:
