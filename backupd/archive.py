@@ -11,19 +11,21 @@ import contextlib
 import hashlib
 import io
 import os
-import shlex
 import tarfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
-from backupd import decode, scratch, threads, toc
+from backupd import decode, encryption, scratch, threads, toc
+from backupd.encryption import NO_IDENTITIES, Identities
 from backupd.errors import VerificationFailed
-from backupd.manifest import FORMAT, Contract, DatabaseProperties, Index, Manifest, Member, load_index, to_json
+from backupd.manifest import Contract, Index, Manifest, Member, format_of, load_index, to_json
 from backupd.store import Store
 
 CHUNK_BYTES = 256 * 1024
@@ -58,19 +60,38 @@ class Written:
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive to be read: where it lies, and what its manifest says of it."""
+    """An archive to be read: where it lies, what its manifest says of it, and what opens it if it is encrypted."""
 
     store: Store
     key: str
     manifest: Manifest
+    identities: Identities = NO_IDENTITIES
+
+    @property
+    def sealed(self) -> bool:
+        """Whether nothing in it can be read here but its README.txt."""
+        return bool(self.manifest.recipients) and not self.identities
+
+    def opened(self, name: str, stored: Iterable[bytes]) -> Iterator[bytes]:
+        """A member's content from its stored bytes, all of which are read."""
+        if not self.manifest.recipients or name == README_NAME:
+            yield from stored
+        else:
+            yield from encryption.decrypt(stored, self.identities, f"member {name} of {self.key}")
 
 
 class Writer:
-    """Writes one archive to a stream, each member once, and hashes the whole on the way."""
+    """Writes one archive to a stream, each member once, and hashes the whole on the way.
 
-    def __init__(self, stream: BinaryIO, backup_id: str, created_at: datetime) -> None:
+    With `recipients` each member but the README.txt is an age file, and so is the index.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, backup_id: str, created_at: datetime, recipients: tuple[str, ...] = ()
+    ) -> None:
         self._stream = stream
         self._id = backup_id
+        self._recipients = recipients
         self._mtime = int(created_at.timestamp())
         self._sha256 = hashlib.sha256()
         self._members: list[Member] = []
@@ -81,23 +102,26 @@ class Writer:
         return self.add_stream(name, len(data), io.BytesIO(data), lambda _: None)
 
     def add_stream(self, name: str, size_bytes: int, source: BinaryIO, feed: Callable[[bytes], None]) -> Member:
-        """Adds a member of exactly that size from a stream; `feed` sees every byte of it.
+        """Adds a member of exactly that size from a stream; `feed` sees every byte of it, before it is encrypted.
 
         Raises VerificationFailed where the stream is shorter or longer.
         """
-        header = tarfile.TarInfo(f"{self._id}/{name}")
+        chunks = _exactly(name, size_bytes, source, feed)
+        if not self._recipients or name == README_NAME:
+            return self._store(name, name, size_bytes, chunks)
+        with encryption.encrypt(chunks, size_bytes, self._recipients) as encrypted:
+            return self._store(name, name + encryption.SUFFIX, encrypted.size_bytes, encrypted.chunks)
+
+    def _store(self, name: str, stored_name: str, size_bytes: int, chunks: Iterable[bytes]) -> Member:
+        header = tarfile.TarInfo(f"{self._id}/{stored_name}")
         header.size, header.mtime, header.mode = size_bytes, self._mtime, 0o600
         self._write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
-        offset, sha256, left = self.written_bytes, hashlib.sha256(), size_bytes
-        while left >= 0 and (chunk := source.read(CHUNK_BYTES)):
-            left -= len(chunk)
+        offset, sha256 = self.written_bytes, hashlib.sha256()
+        for chunk in chunks:
             sha256.update(chunk)
-            feed(chunk)
             self._write(chunk)
-        if left != 0:
-            found = f"{size_bytes - left}{' or more' if left < 0 else ''}"
-            detail = f"It was {size_bytes} bytes long when it was opened, and {found} when it was read."
-            raise VerificationFailed(f"member {name} changed while it was read", detail=detail)
+        if self.written_bytes != offset + size_bytes:
+            raise VerificationFailed(f"member {stored_name} has another size than its header says")
         self._write(bytes(-size_bytes % tarfile.BLOCKSIZE))
         member = Member(name, offset, size_bytes, sha256.hexdigest())
         self._members.append(member)
@@ -105,7 +129,7 @@ class Writer:
 
     def finish(self, contract: Contract) -> Written:
         """Adds the index and the end of the tar."""
-        index = Index(FORMAT, self._id, tuple(self._members), contract)
+        index = Index(format_of(self._recipients), self._id, tuple(self._members), contract)
         entry = self.add(INDEX_NAME, decode.pack(to_json(index)))
         self._write(bytes(2 * tarfile.BLOCKSIZE))
         self._write(bytes(-self.written_bytes % tarfile.RECORDSIZE))
@@ -117,35 +141,16 @@ class Writer:
         self.written_bytes += len(data)
 
 
-def readme(backup_id: str, client_version: str, like: DatabaseProperties) -> str:
-    """The archive's first member: how to get the data back with tar and pg_restore alone."""
-    major = client_version.split(".")[0]
-    options = " ".join(f"--{name}={shlex.quote(value)}" for name, value in _locale(like))
-    return f"""\
-This is a backup of one PostgreSQL database, written by backupd. You do not need backupd to get the data back.
-
-It is a POSIX tar whose folder {backup_id}/ is a directory-format dump of pg_dump {client_version}.
-With tar and pg_restore {major} or newer:
-
-    tar xf {backup_id}.tar
-    createdb --template=template0 --encoding={like.encoding} {options} restored
-    pg_restore --exit-on-error --jobs=4 --dbname=restored {backup_id}/
-
-Roles are not part of a dump: those that own objects must exist, or add --no-owner --no-privileges to pg_restore.
-{INDEX_NAME} (zstd -d, then JSON) lists every file's size and sha256 and each table's rows.
-"""
-
-
-def _locale(like: DatabaseProperties) -> Iterator[tuple[str, str]]:
-    """What createdb must be told for an equal locale."""
-    yield "lc-collate", like.collate
-    yield "lc-ctype", like.ctype
-    provider = {"i": "icu", "b": "builtin"}.get(like.locale_provider)
-    if provider is not None and like.locale is not None:
-        yield "locale-provider", provider
-        yield f"{provider}-locale", like.locale
-    if provider == "icu" and like.icu_rules is not None:
-        yield "icu-rules", like.icu_rules
+def _exactly(name: str, size_bytes: int, source: BinaryIO, feed: Callable[[bytes], None]) -> Iterator[bytes]:
+    left = size_bytes
+    while left >= 0 and (chunk := source.read(CHUNK_BYTES)):
+        left -= len(chunk)
+        feed(chunk)
+        yield chunk
+    if left != 0:
+        found = f"{size_bytes - left}{' or more' if left < 0 else ''}"
+        detail = f"It was {size_bytes} bytes long when it was opened, and {found} when it was read."
+        raise VerificationFailed(f"member {name} changed while it was read", detail=detail)
 
 
 def read_index(archive: Archive) -> Index:
@@ -157,31 +162,33 @@ def read_index(archive: Archive) -> Index:
         data = stream.read()
     if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise VerificationFailed(f"index {where} is damaged", detail="Its sha256 is not the manifest's.")
+    data = b"".join(archive.opened(INDEX_NAME, [data]))
     index = load_index(decode.unpack(data, INDEX_LIMIT_BYTES, f"index {where}"), where)
     _check_layout(index, manifest, where)
     return index
 
 
-def verify(archive: Archive, index: Index, feed: Callable[[Member, bytes], None]) -> None:
-    """Reads the whole archive once, in order; `feed` sees each member's bytes, an empty chunk at its end.
+def verify(archive: Archive, index: Index, look: Callable[[Member, Iterator[bytes]], object]) -> None:
+    """Reads the whole archive once, in order; `look` gets each member with its content, and may leave some unread.
 
     Raises VerificationFailed at the first member, or at the end, whose sha256 is wrong, or where the size is.
     """
-    for member, chunk in _proven(archive, index):
+    for member, group in groupby(_proven(archive, index), key=itemgetter(0)):
         if member is not None:
-            feed(member, chunk)
+            look(member, archive.opened(member.name, map(itemgetter(1), group)))
 
 
-def copy(archive: Archive, index: Index, write: Callable[[bytes], object]) -> None:
+def copy(archive: Archive, index: Index | None, write: Callable[[bytes], object]) -> None:
     """Reads the whole archive once, in order, and gives every byte of it to `write`.
 
-    Raises as `verify`; what was written until then is no archive.
+    Raises as `verify`; what was written until then is no archive. Without an index, which may be sealed, the sha256 of
+    the whole proves the same, at the end.
     """
     for _, chunk in _proven(archive, index):
         write(chunk)
 
 
-def _proven(archive: Archive, index: Index) -> Iterator[tuple[Member | None, bytes]]:
+def _proven(archive: Archive, index: Index | None) -> Iterator[tuple[Member | None, bytes]]:
     """Every byte in order, with the member that it is of; after a member's last byte an empty chunk, once it is proven.
 
     The end comes only when the archive as a whole is proven.
@@ -189,7 +196,7 @@ def _proven(archive: Archive, index: Index) -> Iterator[tuple[Member | None, byt
     key, manifest, whole = archive.key, archive.manifest, hashlib.sha256()
     with archive.store.open(key) as stream:
         position = 0
-        for member in sorted(index.members, key=lambda member: member.offset):
+        for member in sorted(index.members if index else (), key=lambda member: member.offset):
             for chunk in _chunks(key, stream, member.offset - position):
                 whole.update(chunk)
                 yield None, chunk
@@ -208,7 +215,7 @@ def _proven(archive: Archive, index: Index) -> Iterator[tuple[Member | None, byt
             detail = f"It goes on after the {manifest.archive_bytes} bytes that its manifest names."
             raise VerificationFailed(f"archive {key} is damaged", detail=detail, hint=OTHER_HINT)
     if whole.hexdigest() != manifest.archive_sha256:
-        detail = "Its sha256 is not the manifest's, although every member's is right."
+        detail = "Its sha256 is not the manifest's" + (", although every member's is right." if index else ".")
         raise VerificationFailed(f"archive {key} is damaged", detail=detail, hint=OTHER_HINT)
 
 
@@ -228,13 +235,22 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def read(archive: Archive, member: Member) -> Iterator[bytes]:
-    """One member's stored bytes, by one range. Raises VerificationFailed, at the end, where their sha256 is wrong."""
-    sha256 = hashlib.sha256()
+    """One member as pg_dump wrote it, by one range.
+
+    Raises VerificationFailed, at the end, where the sha256 of its stored bytes is wrong.
+    """
     with archive.store.open(archive.key, member.offset, member.size_bytes) as stream:
-        for chunk in _chunks(archive.key, stream, member.size_bytes):
-            sha256.update(chunk)
-            yield chunk
-    _check_hash(archive.key, member, sha256.hexdigest())
+        yield from archive.opened(member.name, _hashed(archive.key, member, stream, lambda _: None))
+
+
+def _hashed(key: str, member: Member, stream: BinaryIO, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+    """The member's stored bytes, the next ones of the stream."""
+    sha256 = hashlib.sha256()
+    for chunk in _chunks(key, stream, member.size_bytes):
+        sha256.update(chunk)
+        on_bytes(len(chunk))
+        yield chunk
+    _check_hash(key, member, sha256.hexdigest())
 
 
 def fetch(archive: Archive, members: Sequence[Member], directory: Path, on_bytes: Callable[[int], None]) -> None:
@@ -271,18 +287,10 @@ def _fetch_range(archive: Archive, members: Sequence[Member], directory: Path, o
         for member in members:
             for _ in _chunks(archive.key, stream, member.offset - position):
                 pass
-            _write_file(archive.key, member, stream, directory, on_bytes)
+            with _new_file(directory / member.name) as write:
+                for chunk in archive.opened(member.name, _hashed(archive.key, member, stream, on_bytes)):
+                    write(chunk)
             position = member.offset + member.size_bytes
-
-
-def _write_file(key: str, member: Member, stream: BinaryIO, directory: Path, on_bytes: Callable[[int], None]) -> None:
-    path, sha256 = directory / member.name, hashlib.sha256()
-    with _new_file(path) as write:
-        for chunk in _chunks(key, stream, member.size_bytes):
-            sha256.update(chunk)
-            write(chunk)
-            on_bytes(len(chunk))
-        _check_hash(key, member, sha256.hexdigest())
 
 
 @contextlib.contextmanager

@@ -16,10 +16,24 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from backupd import __version__, anomaly, archive, contract, decode, dump, facts, log, postgres, scratch, threads, toc
+from backupd import (
+    __version__,
+    anomaly,
+    archive,
+    contract,
+    decode,
+    dump,
+    facts,
+    log,
+    postgres,
+    readme,
+    scratch,
+    threads,
+    toc,
+)
 from backupd.catalog import Catalog, archive_key, new_id
 from backupd.errors import BackupdError, DatabaseError, ReplicaConflict, VerificationFailed
-from backupd.manifest import FORMAT, Backup, Contract, Filter, Manifest, Source, Table, Totals
+from backupd.manifest import Backup, Contract, Filter, Manifest, Source, Table, Totals, format_of
 from backupd.progress import Progress
 from backupd.selector import Label, Name, name_of
 
@@ -49,7 +63,10 @@ ASIDE_CHUNKS = 8
 
 @dataclass(frozen=True)
 class Job:
-    """What to back up and how; `server` is the label, `scratch` a folder or None for the system's temporary one."""
+    """What to back up and how; `server` is the label, `scratch` a folder or None for the system's temporary one.
+
+    With `recipients` it is encrypted to them, and neither manifest nor keys name what is in it.
+    """
 
     server: str
     database: str
@@ -57,6 +74,7 @@ class Job:
     scratch: Path | None = None
     scratch_limit_bytes: int | None = None
     wait_seconds: float = 0.0
+    recipients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -232,8 +250,9 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
     properties = stream.facts.properties
     key = archive_key(Name(Label(run.job.server, run.job.database), run.id))
     with catalog.store.create(key, stream.facts.database_bytes) as output:
-        writer = archive.Writer(output, run.id, run.started_at)
-        writer.add(archive.README_NAME, archive.readme(run.id, run.client.version, properties).encode())
+        writer = archive.Writer(output, run.id, run.started_at, run.job.recipients)
+        how_to = readme.text(run.id, run.client.version, properties, run.job.recipients)
+        writer.add(archive.README_NAME, how_to.encode())
         decoded, objects = {}, dict[str, int]()
         for path in stream.files:
             if decode.is_data(path.name):
@@ -263,16 +282,19 @@ def _suspicion(catalog: Catalog, manifest: Manifest, promised: Contract) -> str 
         _log.warning("anomaly.unknown", message=exc.message, action="this backup was compared with no earlier one")
         return None
     earlier = anomaly.predecessors(manifest, backups)
-    reasons = [
-        *anomaly.in_all(manifest.totals, [each.manifest.totals for each in earlier]),
-        *anomaly.of_tables(promised.tables, _tables(catalog, earlier)),
-    ]
+    reasons = [*anomaly.in_all(manifest.totals, [each.manifest.totals for each in earlier])]
+    if manifest.recipients:
+        _log.info("anomaly.totals_only", why="the backup is encrypted, and its manifest may name no table")
+    else:
+        reasons += anomaly.of_tables(promised.tables, _tables(catalog, earlier))
     return "; ".join(reasons) or None
 
 
 def _tables(catalog: Catalog, backups: Sequence[Backup]) -> Iterator[Sequence[Table]]:
-    """The tables of each backup, read when they are asked for."""
+    """The tables of each backup, read when they are asked for; those that are sealed here are passed over."""
     for backup in backups:
+        if catalog.archive(backup).sealed:
+            continue
         try:
             yield archive.read_index(catalog.archive(backup)).contract.tables
         except BackupdError as exc:
@@ -320,9 +342,9 @@ def _exemptions(run: _Run) -> contract.Exemptions:
 def _manifest(
     run: _Run, stream: _Stream, promised: Contract, written: archive.Written, finished_at: datetime
 ) -> Manifest:
-    tables = promised.tables
+    tables, recipients, patterns = promised.tables, run.job.recipients, _filter(run)
     return Manifest(
-        format=FORMAT,
+        format=format_of(recipients),
         id=run.id,
         backupd_version=__version__,
         source=_source(run, stream),
@@ -347,7 +369,8 @@ def _manifest(
         ),
         compression=dump.compression_for(run.client, run.job.options.compression),
         jobs=run.job.options.jobs,
-        filter=_filter(run),
-        warnings=tuple(map(log.scrub, stream.running.warnings[-WARNINGS_KEPT:])),
+        filter=patterns.hidden() if recipients and patterns else patterns,
+        recipients=recipients,
+        warnings=() if recipients else tuple(map(log.scrub, stream.running.warnings[-WARNINGS_KEPT:])),
         recovery=stream.facts.recovery,
     )

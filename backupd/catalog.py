@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 from backupd import failure, log, signing, threads
 from backupd.archive import Archive
+from backupd.encryption import NO_IDENTITIES, Identities
 from backupd.errors import (
     AccessRefused,
     AlreadyExists,
@@ -104,10 +105,12 @@ class Catalog:
     """The backups in `store`; what is written is signed, and what is read is believed, by `keys`.
 
     One that is asked again and again remembers, so that it reads only what is new: objects never change.
+    `identities` open the archives that are encrypted.
     """
 
     store: Store
     keys: signing.Keys = field(default_factory=signing.Keys)
+    identities: Identities = NO_IDENTITIES
     remembered: dict[Name, tuple[Files, Backup]] | None = field(default=None, repr=False, compare=False)
 
     def backups(self, server: str | None = None, database: str | None = None) -> Listing:
@@ -147,7 +150,7 @@ class Catalog:
     def archive(self, backup: Backup) -> Archive:
         """The backup's archive, to be read. Raises NotTrusted where nobody may rely on it."""
         require_trusted(backup)
-        return Archive(self.store, archive_key(name_of(backup)), backup.manifest)
+        return Archive(self.store, archive_key(name_of(backup)), backup.manifest, self.identities)
 
     def labels(self, server: str) -> list[Label]:
         """The databases of a server of which the store holds anything, from keys alone."""

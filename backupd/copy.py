@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from backupd import archive, log
 from backupd.catalog import Catalog, require_trusted
 from backupd.errors import AlreadyExists, BackupdError, StoreError, UsageError, VerificationFailed
-from backupd.manifest import Backup, Index, Member
+from backupd.manifest import Backup, Index
 from backupd.progress import Progress
 from backupd.selector import Label, name_of
 
@@ -94,7 +94,7 @@ def _require_same(there: Backup, backup: Backup, second: Catalog) -> None:
 
 def _copy_archive(first: Catalog, backup: Backup, second: Catalog, progress: Progress) -> None:
     stored, manifest = first.archive(backup), backup.manifest
-    index = archive.read_index(stored)
+    index = None if stored.sealed else archive.read_index(stored)
     progress.begin("copy", backup.id, total_bytes=manifest.archive_bytes)
     if _is_whole(second, backup, index, progress):
         return
@@ -108,17 +108,13 @@ def _copy_archive(first: Catalog, backup: Backup, second: Catalog, progress: Pro
         archive.copy(stored, index, write)
 
 
-def _is_whole(second: Catalog, backup: Backup, index: Index, progress: Progress) -> bool:
+def _is_whole(second: Catalog, backup: Backup, index: Index | None, progress: Progress) -> bool:
     """Whether an archive without a manifest is there, whole; one that is not is removed."""
     stored = second.archive(backup)
     if not any(entry.key == stored.key for entry in second.store.list(stored.key)):
         return False
-
-    def feed(member: Member, chunk: bytes) -> None:
-        progress.advance(len(chunk))
-
     try:
-        archive.verify(stored, index, feed)
+        archive.copy(stored, index, lambda chunk: progress.advance(len(chunk)))
     except VerificationFailed as exc:
         _log.warning(
             "orphan.damaged", key=stored.key, store=second.store.url, message=exc.message, action="it is replaced"

@@ -152,7 +152,10 @@ def drill(
         if isinstance(exc, RestoreFailed) and not _is_the_backups_fault(exc):
             raise
         failure = _failure(backup, exc)
-        facts_ = {"error": failure.message, "detail": failure.detail, "server_version": access.version}
+        said = {"error": failure.message, "detail": failure.detail}
+        if backup.manifest.recipients:  # it may name tables
+            said = {"error": "what it found is in the drill's log, for the backup is encrypted"}
+        facts_ = {**said, "server_version": access.version}
         try:
             catalog.note(backup, "drilled", False, facts_, clock())
         except BackupdError as not_written:  # the failure matters more

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from backupd import log, schedule, scratch, signing, table_pattern
 from backupd.catalog import Catalog
 from backupd.connection import Server, child_environment, without_libpq, without_secrets
+from backupd.encryption import Identities
 from backupd.errors import BackupdError, UsageError
 from backupd.manifest import Filter
 from backupd.selection import Wanted
@@ -40,7 +41,9 @@ class Installation:
 
     def catalog(self) -> Catalog:
         """The backups in the store. Raises UsageError where none is set."""
-        return Catalog(open_store(self.settings.store_url(), self.settings.s3_options()), self.keys())
+        return Catalog(
+            open_store(self.settings.store_url(), self.settings.s3_options()), self.keys(), self._identities()
+        )
 
     def keys(self) -> signing.Keys:
         """What is signed with, and whose signatures are believed. Raises UsageError where they do not fit."""
@@ -54,10 +57,13 @@ class Installation:
         if chosen is None:
             return None
         try:
-            return Catalog(open_store(chosen, self.settings.copy_s3_options()), self.keys())
+            return Catalog(open_store(chosen, self.settings.copy_s3_options()), self.keys(), self._identities())
         except BackupdError as exc:
             exc.hint = exc.hint and exc.hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
             raise
+
+    def _identities(self) -> Identities:
+        return Identities(self.settings.encryption.identities_file)
 
     @contextlib.contextmanager
     def source(self, purpose: str) -> "Iterator[postgres.Access]":

@@ -6,6 +6,8 @@ checking (it is here for the settings anyway); a decoder of our own would be the
 FORMAT.md is the full text of format version 1.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +18,8 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from backupd.errors import VerificationFailed, VersionMismatch
 
-FORMAT = 1
-"""The format version that is written, and the newest that is read."""
+FORMAT = 2
+"""The newest format version that is read. What needs nothing newer is written as 1, for older readers."""
 
 MANIFEST_LIMIT_BYTES = 1 << 20
 """A manifest stays small however many tables there are; a larger one is hostile or not ours."""
@@ -196,12 +198,34 @@ class Index:
     contract: Contract
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Filter:
-    """The patterns of a filtered backup, as they were set."""
+    """The patterns of a filtered backup, as they were set; of an encrypted one only their `sha256`: they name tables.
+
+    Two are equal when they were set alike, hidden or not: they are one scope of retention.
+    """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    sha256: Sha256 | None = None
+
+    @property
+    def identity(self) -> str:
+        """The sha256 of the patterns as JSON, `[[include...], [exclude...]]`."""
+        patterns = json.dumps([self.include, self.exclude]).encode()
+        return self.sha256 or hashlib.sha256(patterns).hexdigest()
+
+    def hidden(self) -> "Filter":
+        """The same, without its patterns."""
+        return Filter(sha256=self.identity)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other was set alike."""
+        return isinstance(other, Filter) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        """As it was set."""
+        return hash(self.identity)
 
 
 @dataclass(frozen=True)
@@ -324,6 +348,11 @@ class Backup:
     def note(self, kind: NoteKind) -> Note | None:
         """The note of that kind that counts."""
         return max((note for note in self.notes if note.kind == kind), key=lambda note: note.number, default=None)
+
+
+def format_of(recipients: tuple[str, ...]) -> int:
+    """The format version to write: 2 is what a reader of version 1 would take for damage, encryption."""
+    return 2 if recipients else 1
 
 
 _T = TypeVar("_T")

@@ -43,6 +43,15 @@ def parse_list(text: str) -> tuple[str, ...]:
     return items
 
 
+def parse_keys(text: str) -> tuple[str, ...]:
+    """Public keys, separated by commas or in lines of their own; a line that begins with # is a comment."""
+    lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    keys = tuple(key.strip() for line in lines for key in line.split(",") if key.strip())
+    if not keys:
+        raise ValueError("should have a public key, which begins with age1, ssh-ed25519 or ssh-rsa")
+    return keys
+
+
 def parse_labels(text: str) -> tuple[str, ...]:
     """Labels of servers, separated by commas."""
     return tuple(check_label(item) for item in parse_list(text))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from backupd.catalog import Listing
 from backupd.errors import BackupdError
-from backupd.manifest import Backup, Index, Manifest
+from backupd.manifest import Backup, Filter, Index, Manifest
 from backupd.retention import Plan
 from backupd.selector import name_of
 
@@ -79,7 +79,9 @@ def proof(backup: Backup) -> str:
         seconds = drilled.facts.get("seconds")
         took = f" in {duration(seconds)}" if isinstance(seconds, int | float) else ""
         return f"{drilled.facts.get('level', 'restored')} {drilled.at:%Y-%m-%d}{took}"
-    return "stored" if verified is None else f"verified {verified.at:%Y-%m-%d}"
+    if verified is None:
+        return "stored"
+    return f"{'hashed' if verified.facts.get('level') == 'hashed' else 'verified'} {verified.at:%Y-%m-%d}"
 
 
 def listing(found: Listing, now: datetime) -> str:
@@ -131,19 +133,21 @@ def show(backup: Backup) -> str:
         ),
         ("rewrites", f"checked: {manifest.rewrite_check}"),
     ]
+    lines += [("encrypted to", recipient) for recipient in manifest.recipients]
     if filters is not None:
-        lines.append(
-            (
-                "filtered",
-                f"include {', '.join(filters.include) or '*'}; exclude {', '.join(filters.exclude) or 'nothing'}",
-            )
-        )
+        lines.append(("filtered", _patterns(filters)))
     lines += [
         (note.kind, f"{'yes' if note.ok else 'NO'}, {note.at:%Y-%m-%d %H:%M:%S} UTC {_facts(note.facts)}")
         for note in backup.notes
     ]
     lines += [("pg_dump said", warning) for warning in manifest.warnings]
     return "\n".join(f"{name + ':':<14}{printable(text)}" for name, text in lines)
+
+
+def _patterns(filters: Filter) -> str:
+    if filters.sha256:
+        return f"by patterns that an encrypted backup does not name (sha256 {filters.sha256[:16]})"
+    return f"include {', '.join(filters.include) or '*'}; exclude {', '.join(filters.exclude) or 'nothing'}"
 
 
 def _standby(manifest: Manifest) -> str:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, SecretStr
 
 from backupd.connection import can_be_in_passfile
 from backupd.notation import (
@@ -30,6 +30,7 @@ from backupd.notation import (
     parse_folder,
     parse_folders,
     parse_jobs,
+    parse_keys,
     parse_labels,
     parse_list,
     parse_public_keys,
@@ -65,6 +66,10 @@ RUN_VARIABLES: Mapping[str, str] = {
     "BACKUPD_CHECK_MAX_AGE": "`check --max-age`: how old the newest backup may be",
 }
 """Variables that set a flag of one run, for Jobs that are made from a template and take no arguments."""
+
+
+_ALSO_FILE: dict[str, JsonValue] = {}
+"""Marks a field that is no secret, and may be in a file all the same."""
 
 
 def _check_password(password: SecretStr | None) -> SecretStr | None:
@@ -312,6 +317,20 @@ class NotifySettings(BaseModel, frozen=True):
         return self.ping_url.get_secret_value() if self.ping_url else None
 
 
+class EncryptionSettings(BaseModel, frozen=True):
+    """To whom archives are encrypted, with age; the service needs public keys only."""
+
+    recipients: Annotated[tuple[str, ...], BeforeValidator(parse_keys)] = Field(
+        default=(),
+        description="public keys (`age1...`, `ssh-ed25519 ...`, `ssh-rsa ...`), a line or a comma between; none: clear",
+        json_schema_extra=_ALSO_FILE,
+    )
+    identities_file: Path | None = Field(
+        default=None,
+        description="age identities or an SSH private key, for `restore`, `verify`, `tables` and all that reads",
+    )
+
+
 class ScratchSettings(BaseModel, frozen=True):
     """Where dumps lie until they are stored."""
 
@@ -348,6 +367,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "SERVE": ServeSettings,
     "DUMP": DumpSettings,
     "NOTIFY": NotifySettings,
+    "ENCRYPTION": EncryptionSettings,
     "SCRATCH": ScratchSettings,
     "LOG": LogSettings,
 }
@@ -356,7 +376,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
 
 @dataclass(frozen=True)
 class Variable:
-    """One setting's variable; a secret's has a twin that names a file, `file_name`."""
+    """One setting's variable; a secret's, or a list of long keys', has a twin that names a file, `file_name`."""
 
     name: str
     section: str
@@ -371,8 +391,8 @@ def variables() -> Iterator[Variable]:
     for section, model in SECTIONS.items():
         for field, info in model.model_fields.items():
             name = f"{PREFIX}{section}__{field.upper()}"
-            secret = SecretStr in getattr(info.annotation, "__args__", ())
-            file_name = f"{name}_FILE" if secret else ""
+            in_file = SecretStr in getattr(info.annotation, "__args__", ()) or info.json_schema_extra is _ALSO_FILE
+            file_name = f"{name}_FILE" if in_file else ""
             yield Variable(name, section, field, info.description or "", _shown(info.default), file_name)
 
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
+from backupd import encryption
 from backupd.connection import Server, can_be_in_passfile, passfile_passwords, without_secrets, without_server
 from backupd.errors import UsageError
 from backupd.notation import STORE_URL_REASON, check_label, secret_pieces
@@ -29,6 +30,7 @@ from backupd.sections import (
     CopySettings,
     DrillSettings,
     DumpSettings,
+    EncryptionSettings,
     ExpectSettings,
     LogSettings,
     NotifySettings,
@@ -71,6 +73,7 @@ class Settings:
     serve: ServeSettings
     dump: DumpSettings
     notify: NotifySettings
+    encryption: EncryptionSettings
     scratch: ScratchSettings
     log: LogSettings
     environment: Mapping[str, str] = field(repr=False)
@@ -124,6 +127,10 @@ class Settings:
         if self.store.url is None:
             raise UsageError("BACKUPD_STORE__URL is not set", hint=f"It {STORE_URL_REASON}.")
         return self.store.url
+
+    def recipients(self) -> tuple[str, ...]:
+        """To whom archives are encrypted; none: they are not. Raises UsageError where one is no public key."""
+        return encryption.parse_recipients(self.encryption.recipients)
 
     def s3_options(self) -> S3Options:
         """How an S3 store is spoken to."""
@@ -302,6 +309,10 @@ def _contradictions(settings: Settings) -> Iterator[UsageError]:
     yield from _s3_contradictions(f"{PREFIX}STORE", settings.store, settings.s3)
     yield from _s3_contradictions(f"{PREFIX}COPY", settings.copy, settings.copy_s3)
     yield from _copy_contradictions(settings)
+    try:
+        settings.recipients()
+    except UsageError as exc:
+        yield exc
     if source.services and (source.host or source.server):
         other = "BACKUPD_SOURCE__SERVER" if source.server else "BACKUPD_SOURCE__HOST"
         hint = "Each service is filed under its own name, and has its own host."

@@ -1,18 +1,22 @@
-"""Work in threads that a signal can interrupt: a pool that gives up what is left, and a wait that is not put off.
+"""Work in threads that a signal can interrupt: a pool that gives up what is left, a wait that is not put off, a pipe.
 
 `concurrent.futures`' own waits hold locks in Python code, in which a signal is put off (`signals`): a main thread that
 waits there for a slow store would not hear SIGTERM. The queue here is C.
 """
 
 import contextlib
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
 _Result = TypeVar("_Result")
 _Value = TypeVar("_Value")
+
+MADE_BYTES = 256 * 1024
+"""How much is handed on at once by `through`."""
 
 
 @contextlib.contextmanager
@@ -55,3 +59,86 @@ def completed(futures: Iterable[Future[_Result]]) -> Iterator[Future[_Result]]:
         future.add_done_callback(ended.put)
     for _ in waited_for:
         yield ended.get()
+
+
+def through(work: Callable[["Given", "Made"], object], chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
+    """What `work` makes of the chunks, as they come: it reads a file and writes one, in a thread of its own.
+
+    For libraries that want to drive. The chunks are asked for in the caller's thread, one at a time and when `work` has
+    read the one before, so that what they raise is raised here, as itself, and memory stays flat. What `work` raises is
+    raised here too. When this is closed early, `work` is told so by an error of its file.
+    """
+    given, said = SimpleQueue[bytes | None](), SimpleQueue[bytes | Future[object] | None]()
+    ended = Future[object]()
+
+    def run() -> None:
+        made = Made(said)
+        try:
+            work(Given(given, said), made)
+            made.finish()
+        except BaseException as exc:  # noqa: BLE001 - raised where the result is waited for
+            ended.set_exception(exc)
+        else:
+            ended.set_result(None)
+        said.put(ended)
+
+    source = (chunk for chunk in chunks if chunk)
+    # a daemon, because one that was never told to end must not hold up the end of the process
+    thread = threading.Thread(target=run, name="through", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(message := said.get(), Future):
+            if message is None:
+                given.put(next(source, b""))
+            else:
+                yield message
+        ended.result()
+    finally:
+        given.put(None)
+        thread.join()
+
+
+class Given:
+    """The file that the work of `through` reads: what was given, and an error once nobody waits for the result."""
+
+    def __init__(self, given: "SimpleQueue[bytes | None]", said: "SimpleQueue[bytes | Future[object] | None]") -> None:
+        self._given = given
+        self._said = said
+        self._chunk = memoryview(b"")
+        self._ended = False
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes, at most `size`; none at the end."""
+        if not self._chunk and not self._ended:
+            self._said.put(None)
+            chunk = self._given.get()
+            if chunk is None:
+                raise OSError("nobody waits for the result any more")
+            self._chunk, self._ended = memoryview(chunk), not chunk
+        end = len(self._chunk) if size < 0 else size
+        taken, self._chunk = self._chunk[:end], self._chunk[end:]
+        return bytes(taken)
+
+
+class Made:
+    """The file that the work of `through` writes, in pieces of any size; they are handed on in larger ones."""
+
+    def __init__(self, said: "SimpleQueue[bytes | Future[object] | None]") -> None:
+        self._said = said
+        self._pieces = bytearray()
+
+    def write(self, data: bytes, /) -> int:
+        """Takes all of it."""
+        self._pieces += data
+        if len(self._pieces) >= MADE_BYTES:
+            self.finish()
+        return len(data)
+
+    def flush(self) -> None:
+        """Does nothing: what is held back is little."""
+
+    def finish(self) -> None:
+        """Hands on what was held back."""
+        if self._pieces:
+            self._said.put(bytes(self._pieces))
+            self._pieces = bytearray()

@@ -1,5 +1,7 @@
 """Reads a backup back, to its last byte, and notes what was found: *hashed* and *decoded*, not *restored*.
 
+Where it is encrypted and no identities are set, only *hashed*: that every byte is the one that was stored.
+
 The archive is read once, in order. Its sha256 and every member's are compared with manifest and index, and every
 member is decoded again and compared with the contract, so that a wrong index is found as surely as a flipped bit. A
 store that does not answer proves nothing about the bytes: that raises, and notes nothing.
@@ -7,11 +9,11 @@ store that does not answer proves nothing about the bytes: that raises, and note
 It proves nothing about who wrote them: that is what signatures are for, and a backup is signed only after it was read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from backupd import archive, decode, log
+from backupd import archive, decode, encryption, log
 from backupd.catalog import Catalog, require_trusted
 from backupd.errors import AccessRefused, NotFound, VerificationFailed
 from backupd.manifest import Backup, Contract, Index, Member, Note
@@ -27,13 +29,14 @@ def verify(catalog: Catalog, backup: Backup, now: datetime, progress: Progress) 
     """The backup with its new note `verified`. Raises VerificationFailed, after noting that, where it is damaged."""
     require_trusted(backup)
     try:
-        proven = _read(catalog, backup, progress)
+        proven = _prove(catalog, backup, progress)
     except (VerificationFailed, NotFound) as exc:
         _note(catalog, backup, False, {"error": exc.message}, now)
         if isinstance(exc, NotFound):
             message = f"archive of backup {backup.id} is missing"
             raise VerificationFailed(message, hint=archive.OTHER_HINT) from exc
         raise
+    _require_no_doubt(backup, proven)
     return _note(catalog, backup, True, proven, now)
 
 
@@ -44,7 +47,8 @@ def sign(catalog: Catalog, backup: Backup, now: datetime, progress: Progress) ->
     its bytes fit each other says nothing about who wrote them. Raises VerificationFailed where it is damaged.
     """
     catalog.require_signer()
-    proven = _read(catalog, replace(backup, untrusted=None), progress)
+    proven = _prove(catalog, replace(backup, untrusted=None), progress)
+    _require_no_doubt(backup, proven)
     return catalog.note(catalog.sign(backup), "verified", True, proven, now)
 
 
@@ -60,36 +64,58 @@ def _note(catalog: Catalog, backup: Backup, ok: bool, facts: Facts, now: datetim
         return replace(backup, notes=(*backup.notes, note))
 
 
-def _read(catalog: Catalog, backup: Backup, progress: Progress) -> Facts:
+def _prove(catalog: Catalog, backup: Backup, progress: Progress) -> Facts:
+    """What the note says of a backup that is good: it was decoded, or where it is sealed here only hashed."""
     stored = catalog.archive(backup)
+    if not stored.sealed:
+        return _facts(backup, "decoded", _read(stored, progress))
+    progress.begin("verify", backup.id, total_bytes=backup.manifest.archive_bytes)
+    archive.copy(stored, None, lambda chunk: progress.advance(len(chunk)))
+    return _facts(backup, "hashed", 0)
+
+
+def _facts(backup: Backup, level: str, members: int) -> Facts:
+    return {"level": level, "members": members, "archive_bytes": backup.manifest.archive_bytes}
+
+
+def _require_no_doubt(backup: Backup, proven: Facts) -> None:
+    """Raises VerificationFailed where decoding found damage before: right hashes do not take that back."""
+    before = backup.note("verified")
+    if proven["level"] == "hashed" and before is not None and not before.ok:
+        raise VerificationFailed(
+            f"backup {backup.id} was found damaged before: {before.facts.get('error', 'no reason was recorded')}",
+            detail="Its hashes are right, which proves less than what was found then.",
+            hint=f"Verify it where {encryption.SETTING} is set.",
+        )
+
+
+def _read(stored: archive.Archive, progress: Progress) -> int:
     index = archive.read_index(stored)
     members = len(index.contract.tables) + len(index.contract.large_objects)
-    progress.begin("verify", backup.id, members, backup.manifest.archive_bytes)
+    progress.begin("verify", stored.manifest.id, members, stored.manifest.archive_bytes)
     reader = _Reader(index, progress)
     archive.verify(stored, index, reader)
     if reader.decoded != members:
         raise VerificationFailed(f"archive {stored.key} holds {reader.decoded} of {members} members")
-    return {"level": "decoded", "members": reader.decoded, "archive_bytes": backup.manifest.archive_bytes}
+    return reader.decoded
 
 
 class _Reader:
-    """Takes members' bytes in order, decodes each, and compares it with the contract at its end."""
+    """Takes each member's content, decodes it, and compares it with the contract."""
 
     def __init__(self, index: Index, progress: Progress) -> None:
         self._promised = _promises(index.contract)
         self._progress = progress
-        self._decoder: decode.Decoder | None = None
         self.decoded = 0
 
-    def __call__(self, member: Member, data: bytes) -> None:
-        self._progress.advance(len(data))
-        if not decode.is_data(member.name):
+    def __call__(self, member: Member, content: Iterator[bytes]) -> None:
+        decoder = decode.Decoder(member.name) if decode.is_data(member.name) else None
+        for chunk in content:
+            self._progress.advance(len(chunk))
+            if decoder is not None:
+                decoder.feed(chunk)
+        if decoder is None:
             return
-        decoder = self._decoder = self._decoder or decode.Decoder(member.name)
-        if data:
-            decoder.feed(data)
-            return
-        self._decoder = None
         if decoder.finish() != self._promised.get(member.name):
             detail = "Rows, size or fingerprint are not the contract's, although its sha256 is right."
             raise VerificationFailed(f"member {member.name} is not what the index promises", detail=detail)

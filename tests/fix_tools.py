@@ -33,6 +33,7 @@ from shop import fill_shop
 from backupd import archive, backup, dump, postgres, throwaway
 from backupd.catalog import Catalog, archive_key
 from backupd.connection import Server, child_environment
+from backupd.encryption import Identities
 from backupd.failure import ENDING
 from backupd.manifest import Backup, Index
 from backupd.progress import Progress
@@ -164,16 +165,25 @@ class Site:
     @property
     def catalog(self) -> Catalog:
         """The store's backups."""
-        return Catalog(open_store(self.environment()["BACKUPD_STORE__URL"], self.s3_options))
+        environment = self.environment()
+        file = environment.get("BACKUPD_ENCRYPTION__IDENTITIES_FILE")
+        identities = Identities(Path(file) if file else None)
+        return Catalog(open_store(environment["BACKUPD_STORE__URL"], self.s3_options), identities=identities)
 
     def take(
-        self, database: str, *, clients: Path | None = None, catalog: Catalog | None = None, **options: Any
+        self,
+        database: str,
+        *,
+        clients: Path | None = None,
+        catalog: Catalog | None = None,
+        recipients: tuple[str, ...] = (),
+        **options: Any,
     ) -> Backup:
         """Takes a backup in process, into the site's store unless another catalog is given."""
         with self.reached() as access:
             environment = child_environment(access_server(self), None, "test")
             client = dump.choose_for_dump(_clients(clients, self.server, environment), self.server.major)
-            job = backup.Job(LABEL, database, dump.Options(**options), self.scratch)
+            job = backup.Job(LABEL, database, dump.Options(**options), self.scratch, recipients=recipients)
             return backup.take(access, catalog or self.catalog, client, job, lambda: datetime.now(UTC), Progress())
 
     @contextlib.contextmanager

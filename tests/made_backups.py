@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from backupd.manifest import FORMAT, Backup, Filter, Manifest, Note, NoteKind, Source, Totals
+from backupd.manifest import Backup, Filter, Manifest, Note, NoteKind, Source, Totals
 
 ARCHIVE = b"an archive, as far as a catalog looks into one"
 
@@ -21,7 +21,7 @@ def made_manifest(
 ) -> Manifest:
     """A manifest of `ARCHIVE`; `number` makes ids of one second different."""
     return Manifest(
-        format=FORMAT,
+        format=1,
         id=f"{started_at:%Y%m%dT%H%M%SZ}-{number:08x}",
         backupd_version="0.1.0",
         source=Source(server, database, identity),

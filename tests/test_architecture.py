@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("of what failed", frozenset({"failure"})),
     ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "roles", "swap", "target"})),
     ("edges", frozenset({"archive", "dump", "postgres", "signing", "throwaway", "store.local", "store.s3"})),
-    ("doors", frozenset({"notify", "process", "scratch", "store"})),
+    ("doors", frozenset({"encryption", "notify", "process", "scratch", "store"})),
     (
         "pure",
         frozenset(
@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "marks",
                 "notation",
                 "progress",
+                "readme",
                 "retention",
                 "schedule",
                 "sections",
@@ -89,6 +90,7 @@ EXCEPTIONS = {
     ("sections", "notation"),
     ("sections", "retention"),
     ("sections", "schedule"),
+    ("readme", "manifest"),
     ("retention", "manifest"),
     ("selection", "manifest"),
     ("selection", "table_pattern"),
@@ -105,6 +107,7 @@ DOORS = {
     "typer": {"cli", "commands.shared", *(f"commands.{name}" for name in COMMANDS)},
     "structlog": {"log"},
     "tarfile": {"archive"},
+    "pyrage": {"encryption"},
     "inotify_simple": {"dump"},
     "apprise": {"notify"},
     "croniter": {"schedule"},

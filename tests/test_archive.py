@@ -38,7 +38,7 @@ from made_archives import (
 )
 from psycopg import sql
 
-from backupd import archive, decode
+from backupd import archive, decode, readme
 from backupd.errors import Interrupted, NoRoom, NotFound, StoreError, UsageError, VerificationFailed, VersionMismatch
 from backupd.manifest import FORMAT, Contract, DatabaseProperties, Index, Manifest, Member
 from backupd.store import Store
@@ -125,7 +125,7 @@ def test_a_manifest_knows_the_archive_s_size_and_hash(sizes: Made) -> None:
 
 def test_an_archive_of_nothing_is_an_archive(tmp_path: Path) -> None:
     made = make_archive(tmp_path, {}, NOTHING)
-    assert made.index == Index(FORMAT, ID, (), NOTHING)
+    assert made.index == Index(1, ID, (), NOTHING)
     archive.verify(made.archive, made.index, nothing)
 
 
@@ -200,7 +200,7 @@ def test_what_the_reader_of_a_member_raises_ends_the_archive(tmp_path: Path) -> 
 
 def commands(like: DatabaseProperties) -> list[str]:
     """The commands of a readme."""
-    text = archive.readme(ID, "17.12", like)
+    text = readme.text(ID, "17.12", like)
     return [line.strip() for line in text.splitlines() if line.startswith("    ")]
 
 
@@ -210,7 +210,7 @@ def test_the_readme_names_tar_createdb_and_pg_restore() -> None:
         "createdb --template=template0 --encoding=UTF8 --lc-collate=C.UTF-8 --lc-ctype=C.UTF-8 restored",
         f"pg_restore --exit-on-error --jobs=4 --dbname=restored {ID}/",
     ]
-    assert "pg_restore 17 or newer" in archive.readme(ID, "17.12", PROPERTIES)
+    assert "pg_restore 17 or newer" in readme.text(ID, "17.12", PROPERTIES)
 
 
 @pytest.mark.parametrize(
@@ -415,24 +415,23 @@ def test_an_index_that_is_not_there_is_the_store_s_to_say(made: Made) -> None:
 
 
 def verified(made: Made) -> dict[str, bytes]:
-    """What `verify` fed of each member."""
+    """What `verify` gave of each member."""
     fed: dict[str, bytes] = {}
 
-    def feed(member: Member, data: bytes) -> None:
-        fed[member.name] = fed.get(member.name, b"") + data
+    def look(member: Member, content: Iterator[bytes]) -> None:
+        fed[member.name] = b"".join(content)
 
-    archive.verify(made.archive, made.index, feed)
+    archive.verify(made.archive, made.index, look)
     return fed
 
 
-def test_verify_reads_the_archive_once_and_feeds_every_member(sizes: Made) -> None:
+def test_verify_reads_the_archive_once_and_gives_every_member(sizes: Made) -> None:
     watched, ended = WatchedStore(sizes.store), list[str]()
 
-    def feed(member: Member, data: bytes) -> None:
-        if not data:
-            ended.append(member.name)
+    def look(member: Member, _: Iterator[bytes]) -> None:
+        ended.append(member.name)
 
-    archive.verify(archive.Archive(watched, KEY, sizes.manifest), sizes.index, feed)
+    archive.verify(archive.Archive(watched, KEY, sizes.manifest), sizes.index, look)
     assert len(watched.opened) == 1
     assert ended == [f"size-{size}" for size in SIZES]
     assert {name: hashlib.sha256(data).hexdigest() for name, data in verified(sizes).items()} == {
@@ -449,7 +448,7 @@ def test_every_byte_that_is_flipped_is_found_in_headers_and_padding_too(made: Ma
     archive.verify(made.archive, made.index, nothing)
 
 
-def test_a_flipped_byte_names_its_member_and_no_later_one_is_fed(made: Made) -> None:
+def test_a_flipped_byte_names_its_member_and_no_later_one_is_given(made: Made) -> None:
     damaged = made.index.members[2]
     made.flip(damaged.offset)
     fed: list[str] = []

@@ -71,6 +71,18 @@ MANIFEST_1 = Manifest(
     warnings=("pg_dump: warning: there are circular foreign-key constraints",),
 )
 
+MANIFEST_2 = replace(
+    MANIFEST_1,
+    format=2,
+    filter=Filter(sha256="002ad53854edcbd6b79e309793d3885310c1ad5fddf51b942e35c974585b08cc"),
+    suspect="10 rows in all, and at least 1000000 in the earlier backup",
+    recipients=(
+        "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kudhqrqfsl6nvgz",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsKLqeplhpW+uObz5dvMgjz1OxfM/XXUB+VHtZ6isGN",
+    ),
+    warnings=(),
+)
+
 INDEX_1 = Index(
     format=1,
     id=ID,
@@ -185,6 +197,19 @@ def changed(name: str, path: str, value: object) -> bytes:
 def test_what_version_1_wrote_is_read_as_it_was_meant(name: str) -> None:
     load, expected = EXAMPLES[name]
     assert load(example(name), "of a test") == expected
+
+
+def test_what_version_2_wrote_is_read_as_it_was_meant() -> None:
+    assert load_manifest((FORMAT_1.parent / "format-2" / "manifest.json").read_bytes(), "of a test") == MANIFEST_2
+
+
+def test_a_hidden_filter_equals_the_patterns_that_it_hides_and_no_others() -> None:
+    patterns = Filter(("shop.*",), ("shop.sessions",))
+    assert patterns.hidden() == patterns == MANIFEST_2.filter
+    assert (patterns.hidden().include, patterns.hidden().exclude) == ((), ())
+    assert len({patterns, patterns.hidden(), patterns.hidden().hidden()}) == 1
+    assert patterns.hidden() != Filter(("shop.sessions",), ("shop.*",)).hidden()
+    assert patterns != Filter(("shop.*", "shop.sessions"))
 
 
 @NAMES

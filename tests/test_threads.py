@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
@@ -87,3 +88,67 @@ def test_futures_come_as_they_end() -> None:
         first = next(ended).result()
         waits["a"].set()
         assert [first, *(future.result() for future in ended)] == ["b", "a"]
+
+
+# --- through
+
+
+def copied(given: threads.Given, made: threads.Made) -> None:
+    """Writes what it reads, in small pieces."""
+    while piece := given.read(1000):
+        made.write(piece)
+
+
+def test_what_goes_through_comes_out_in_order_and_in_larger_pieces() -> None:
+    chunks = [bytes([number]) * 70_001 for number in range(20)]
+    out = list(threads.through(copied, [b"", *chunks, b""]))
+
+    assert b"".join(out) == b"".join(chunks)
+    assert all(len(piece) >= threads.MADE_BYTES for piece in out[:-1])
+
+
+def test_nothing_goes_through_as_nothing() -> None:
+    assert list(threads.through(copied, [])) == []
+
+
+def test_chunks_are_asked_for_in_the_callers_thread_when_the_last_one_was_read() -> None:
+    asked: list[threading.Thread] = []
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(5):
+            asked.append(threading.current_thread())
+            yield bytes(2 * threads.MADE_BYTES)
+
+    for number, _ in enumerate(threads.through(copied, chunks()), 1):
+        assert len(asked) <= number // 2 + 1
+    assert set(asked) == {threading.current_thread()}
+
+
+def test_what_the_work_raises_is_raised_as_itself() -> None:
+    def failing(given: threads.Given, made: threads.Made) -> None:
+        made.write(given.read(3))
+        made.finish()
+        raise KeyError("of the work")
+
+    out = threads.through(failing, [b"abc", b"def"])
+    assert next(out) == b"abc"
+    with pytest.raises(KeyError, match="of the work"):
+        next(out)
+
+
+def test_work_that_nobody_waits_for_is_told_so_and_ends() -> None:
+    told: list[BaseException] = []
+
+    def stubborn(given: threads.Given, made: threads.Made) -> None:
+        try:
+            copied(given, made)
+        except OSError as exc:
+            told.append(exc)
+
+    before = threading.active_count()
+    out = threads.through(stubborn, [bytes(threads.MADE_BYTES)] * 10)
+    next(out)
+    out.close()
+
+    assert threading.active_count() == before
+    assert len(told) == 1

@@ -64,6 +64,7 @@ def _take_each(run: Run, names: list[str], wait: float) -> list[Backup]:
                 scratch=settings_.scratch.directory,
                 scratch_limit_bytes=settings_.scratch.limit,
                 wait_seconds=wait,
+                recipients=settings_.recipients(),
             )
             with run.step(database, "backup") as made:
                 made.append(verb.take(access, run.found, client, job, shared.now, progress))

@@ -66,7 +66,10 @@ def verify(
     backups: Annotated[list[str], typer.Argument(metavar="ID...|all", help="Backups, or all of them.")],
     json_: shared.Json = False,
 ) -> None:
-    """Read backups back: hash and decode every byte, and note the result. Exit code 14 if one is damaged."""
+    """Read backups back: hash and decode every byte, and note the result. Exit code 14 if one is damaged.
+
+    An encrypted one is only hashed where no identities are set, and that is what is said and noted.
+    """
     from backupd import verify as verb
 
     found = shared.installation().catalog()
@@ -80,8 +83,9 @@ def verify(
                 failures.append((each.id, exc))
                 _log.error("backup.unverified", backup=str(name_of(each)), message=exc.message, detail=exc.detail)
                 continue
+            sealed = ", not decoded: no identities are set" if found.archive(each).sealed else ""
             shared.print_json(shared.backup_json(verified)) if json_ else print(
-                f"{name_of(each)}: {render.proof(verified)}"
+                f"{name_of(each)}: {render.proof(verified)}{sealed}"
             )
     shared.raise_failures(failures, len(chosen), "backups are not good")
 

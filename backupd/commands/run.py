@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from backupd import failure, log, notice, settings
 from backupd.catalog import Catalog, new_id
 from backupd.commands import shared, tell
-from backupd.errors import BackupdError, Interrupted, UsageError
+from backupd.errors import BackupdError, Interrupted, Locked, NoRoom, StoreError, UsageError, VersionMismatch
 from backupd.failure import Failure, Step
 from backupd.installation import Installation
 from backupd.manifest import Backup
@@ -23,6 +23,9 @@ from backupd.notice import Notice
 from backupd.selector import Label, name_of
 
 _log = log.get_logger()
+
+_NAMES_NO_TABLE = (UsageError, StoreError, Locked, VersionMismatch, NoRoom, Interrupted)
+"""Failures whose words may lie in a store from which nobody is to learn what the tables are."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,10 @@ class Run:
     def _failure(self, label: Label, step: Step, exc: BaseException) -> Failure:
         now, known = shared.now(), settings.secrets(self.here.settings)
         error = exc if isinstance(exc, BackupdError) else BackupdError(str(exc) or type(exc).__name__)
+        if self.here.settings.encryption.recipients and not isinstance(exc, _NAMES_NO_TABLE):
+            error = BackupdError("why is in the run's log: backups are encrypted here, and it may name tables")
         message, detail, hint = (text and log.scrub(text, known) for text in (error.message, error.detail, error.hint))
-        kind = exc if isinstance(exc, Interrupted) else error
+        kind = exc if isinstance(exc, BackupdError | Interrupted) else error
         return Failure(
             id=new_id(now, secrets.token_hex(4)),
             server=label.server,

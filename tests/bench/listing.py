@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from backupd.catalog import Catalog, archive_key
-from backupd.manifest import FORMAT, Backup, Manifest, Source, Totals
+from backupd.manifest import Backup, Manifest, Source, Totals
 from backupd.selector import name_of
 from backupd.store.local import LocalStore
 
@@ -28,7 +28,7 @@ def fill(folder: Path, backups: int) -> None:
 def _manifest(number: int) -> Manifest:
     started_at = _FIRST_AT + timedelta(hours=number)
     return Manifest(
-        format=FORMAT,
+        format=1,
         id=f"{started_at:%Y%m%dT%H%M%SZ}-{number:08x}",
         backupd_version="0.1.0",
         source=Source("prod", f"app_{number % 4}", "7000000000000000001"),
