@@ -16,7 +16,8 @@
     ├─ NoRoom               17   scratch, store or target is too small
     ├─ DatabaseError        18   source or target is unreachable, or refused
     ├─ Stale                19   `check` found a backup too old or missing
-    └─ RestoreFailed        20   pg_restore ended with an error
+    ├─ RestoreFailed        20   pg_restore ended with an error
+    └─ HookFailed           21   a command that was to run before a backup failed
     Interrupted        130/143   SIGINT or SIGTERM; not an Exception (see its docstring)
 
 Anything else is a bug: exit code 1 with a traceback. Codes are append-only; README.md lists them and a test
@@ -151,6 +152,13 @@ class RestoreFailed(BackupdError):
 
     exit_code = 20
     reason = "restore_failed"
+
+
+class HookFailed(BackupdError):
+    """A command of the installation's own failed, could not be started or took too long."""
+
+    exit_code = 21
+    reason = "hook_failed"
 
 
 class Interrupted(BaseException):

@@ -8,8 +8,10 @@ Not pydantic's own types: its durations are ISO 8601 (`P7D`), its URLs change wh
 speak of strings and inputs.
 """
 
+import json
 import os
 import re
+import shlex
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -20,6 +22,7 @@ DRILL_URL_REASON = "should be postgresql://user@host:port/database or host=... u
 LABEL_LIMIT_BYTES = 100
 
 _ENDPOINT_REASON = "should be http:// or https:// with a host, and have no user, query or fragment"
+_COMMAND_REASON = "should be a program and its arguments, or a JSON list of them"
 _PING_REASON = "should be http:// or https:// with a host"
 _UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -71,6 +74,17 @@ def parse_table_patterns(text: str) -> tuple[str, ...]:
     if not all("." in pattern for pattern in patterns):
         raise ValueError("should be patterns such as schema.table or schema.*, separated by commas")
     return patterns
+
+
+def parse_command(text: str) -> tuple[str, ...]:
+    """A command and its arguments: a JSON list, or words as a shell would split them; there is no shell."""
+    try:
+        words: object = json.loads(text) if text.lstrip().startswith("[") else shlex.split(text)
+    except ValueError:
+        raise ValueError(_COMMAND_REASON) from None
+    if not (isinstance(words, list) and words and words[0] and all(isinstance(word, str) for word in words)):
+        raise ValueError(_COMMAND_REASON)
+    return tuple(words)
 
 
 def parse_folder(text: str) -> Path:

@@ -26,6 +26,7 @@ from backupd.notation import (
     check_ping_url,
     check_store_url,
     check_time_zone,
+    parse_command,
     parse_duration,
     parse_folder,
     parse_folders,
@@ -331,6 +332,18 @@ class EncryptionSettings(BaseModel, frozen=True):
     )
 
 
+_Command = Annotated[tuple[str, ...], BeforeValidator(parse_command)]
+
+
+class HookSettings(BaseModel, frozen=True):
+    """Commands for each database that is backed up: a program and its arguments, or a JSON list of them; no shell."""
+
+    before: _Command = Field(default=(), description="before its backup; where it fails, there is none (exit code 21)")
+    after: _Command = Field(default=(), description="after its backup; where it fails, that is logged")
+    failure: _Command = Field(default=(), description="after its backup, retention or copy failed")
+    limit: _Duration = Field(default=timedelta(minutes=5), description="how long each may take")
+
+
 class ScratchSettings(BaseModel, frozen=True):
     """Where dumps lie until they are stored."""
 
@@ -368,6 +381,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "DUMP": DumpSettings,
     "NOTIFY": NotifySettings,
     "ENCRYPTION": EncryptionSettings,
+    "HOOK": HookSettings,
     "SCRATCH": ScratchSettings,
     "LOG": LogSettings,
 }

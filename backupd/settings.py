@@ -32,6 +32,7 @@ from backupd.sections import (
     DumpSettings,
     EncryptionSettings,
     ExpectSettings,
+    HookSettings,
     LogSettings,
     NotifySettings,
     RetentionSettings,
@@ -74,6 +75,7 @@ class Settings:
     dump: DumpSettings
     notify: NotifySettings
     encryption: EncryptionSettings
+    hook: HookSettings
     scratch: ScratchSettings
     log: LogSettings
     environment: Mapping[str, str] = field(repr=False)

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("its keys", frozenset({"layout"})),
     ("of what failed", frozenset({"failure"})),
     ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "roles", "swap", "target"})),
-    ("edges", frozenset({"archive", "dump", "postgres", "signing", "throwaway", "store.local", "store.s3"})),
+    ("edges", frozenset({"archive", "dump", "hook", "postgres", "signing", "throwaway", "store.local", "store.s3"})),
     ("doors", frozenset({"encryption", "notify", "process", "scratch", "store"})),
     (
         "pure",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backupd import catalog, log, render, retention, terminal
+from backupd import catalog, hook, log, render, retention, terminal
 from backupd.commands import shared
 from backupd.commands.run import Run, reported
 from backupd.errors import BackupdError, StoreError, UsageError
@@ -67,7 +67,10 @@ def _take_each(run: Run, names: list[str], wait: float) -> list[Backup]:
                 recipients=settings_.recipients(),
             )
             with run.step(database, "backup") as made:
+                run.run_hook("before", database, {})
                 made.append(verb.take(access, run.found, client, job, shared.now, progress))
+            for each in made:
+                run.run_late_hook("after", database, hook.facts_of(each))
             taken += made
     return taken
 

@@ -9,10 +9,11 @@ is logged.
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
-from backupd import failure, log, notice, settings
+from backupd import failure, hook, log, notice, settings
 from backupd.catalog import Catalog, new_id
 from backupd.commands import shared, tell
 from backupd.errors import BackupdError, Interrupted, Locked, NoRoom, StoreError, UsageError, VersionMismatch
@@ -26,6 +27,9 @@ _log = log.get_logger()
 
 _NAMES_NO_TABLE = (UsageError, StoreError, Locked, VersionMismatch, NoRoom, Interrupted)
 """Failures whose words may lie in a store from which nobody is to learn what the tables are."""
+
+SIGNALLED_LIMIT = timedelta(seconds=10)
+"""How long a hook may take after a signal: the process is over 25 seconds after that."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,24 @@ class Run:
         failures = [(database, exc) for database, _, exc in self.failed]
         shared.raise_failures(failures, len(self.databases), f"databases {' or '.join(what)}")
 
+    def run_hook(
+        self, when: hook.When, database: str, facts: Mapping[str, str | int], limit: timedelta | None = None
+    ) -> None:
+        """Runs the installation's own command for that moment. Raises HookFailed."""
+        chosen, environment = self.here.settings.hook, self.here.settings.environment
+        argv = {"before": chosen.before, "after": chosen.after, "failure": chosen.failure}[when]
+        where = {"server": self.here.settings.server_label, "database": database, "store": self.found.store.url}
+        hook.run(when, argv, environment, {**where, **facts}, min(chosen.limit, limit or chosen.limit))
+
+    def run_late_hook(
+        self, when: hook.When, database: str, facts: Mapping[str, str | int], limit: timedelta | None = None
+    ) -> None:
+        """As `run_hook`, once nothing can be stopped any more: that it fails is logged."""
+        try:
+            self.run_hook(when, database, facts, limit)
+        except BackupdError as exc:
+            _log.error("hook.failed", database=database, message=exc.message, detail=exc.detail, hint=exc.hint)
+
     def look_back(self, taken: Sequence[Backup]) -> None:
         """Notes what is to be told of the databases that have a new backup; nobody reads it where none is to be."""
         failed = {database for database, _, _ in self.failed}
@@ -133,6 +155,9 @@ class Run:
             self._store_fails = True
             _log.warning("failure.unrecorded", database=database, message=problem.message, action="look at the store")
         self.told = True
+        known = {"step": step, "exit_code": new.exit_code, "reason": new.reason, "message": new.message}
+        limit = SIGNALLED_LIMIT if isinstance(exc, Interrupted) else None
+        self.run_late_hook("failure", database, known, limit)
         self._tell(notice.of_failure(failure.following(new, previous), previous))
 
     def _remember(self, new: Failure, taken: Backup | None) -> Failure | None:
