@@ -1,6 +1,8 @@
 """Signing as somebody uses it: keys of the real minisign, the command line, a real server and a store on disk."""
 
+import base64
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from backupd.catalog import manifest_key
 from backupd.layout import SIGNATURE
 from backupd.manifest import Backup
 from backupd.selector import name_of
+from backupd.signing import read_secret_key
 
 
 @pytest.fixture
@@ -41,6 +44,8 @@ def test_a_signed_backup_is_checked_by_minisign_restored_and_refused_without_its
     manifest = signing.store / manifest_key(name_of(backup))
 
     assert minisign("-V", "-p", tmp_path / "backupd.pub", "-m", manifest).returncode == 0
+    sha256 = subprocess.run(["sha256sum", signing.archive_file(backup)], capture_output=True, text=True, check=True)
+    assert f'"archive_sha256":"{sha256.stdout.split()[0]}"' in manifest.read_text()
     target = f"restored_{os.getpid()}_signed"
     restored = signing.run("restore", backup.id, "--as", target)
     assert restored.code == 0, restored.stderr
@@ -87,3 +92,27 @@ def test_adopt_and_retire_go_by_the_newest_backup_that_is_trusted(
     assert signing.run("retire", shop).code == 0
     assert list(signature_file(signing, signed).parent.glob(f"{signed.id}.retired-1.json*"))
     assert signing.run("check", "--max-age", "1h").code == 19, "without a source nothing is expected any more"
+
+
+def test_the_signing_key_is_in_no_output_and_no_object(
+    signing: Site,
+    shop_of: Callable[[PostgresServer], str],
+    shell_clients: Callable[[PostgresServer, str], Path],
+) -> None:
+    """As a variable, where children could inherit it, and with all that is ever logged."""
+    text = Path(signing.settings.pop("BACKUPD_SIGNING__KEY_FILE")).read_text()
+    seed = read_secret_key(text).seed
+    signing.settings |= {"BACKUPD_SIGNING__KEY": text.rstrip(), "BACKUPD_LOG__LEVEL": "debug"}
+    signing.secrets += [seed.hex(), repr(seed), base64.b64encode(seed).decode()]
+    clients = shell_clients(signing.server, 'env >&2; tr "\\0" "\\n" < /proc/$$/cmdline >&2; exec "$real" "$@"')
+
+    taken = signing.run("backup", shop_of(signing.server), "--json", BACKUPD_DUMP__CLIENTS=str(clients))
+    assert taken.code == 0, taken.stderr
+    assert "SITE_MARK" in taken.stderr, "what the child inherited is in the log"
+    wrong = signing.run("list", BACKUPD_SIGNING__KEY=f"{text[:-20]}")
+    assert (wrong.code, "has no secret key" in wrong.error["message"]) == (2, True)
+    assert text.splitlines()[1][:100] not in wrong.stderr
+    for key in signing.objects():
+        data = (signing.store / key).read_bytes()
+        signing.assert_no_secret(data.decode("latin-1"))
+        assert seed not in data
