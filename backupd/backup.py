@@ -277,11 +277,13 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
 def _suspicion(catalog: Catalog, manifest: Manifest, promised: Contract) -> str | None:
     """Why this backup looks wrong beside its predecessors; what cannot be read of them is passed over, and said."""
     try:
-        backups = catalog.backups(manifest.source.server, manifest.source.database).backups
+        listing = catalog.backups(manifest.source.server, manifest.source.database)
     except BackupdError as exc:
         _log.warning("anomaly.unknown", message=exc.message, action="this backup was compared with no earlier one")
         return None
-    earlier = anomaly.predecessors(manifest, backups)
+    for broken in listing.broken:
+        _log.warning("anomaly.unknown", key=broken.key, message=broken.error.message, action="backupd list")
+    earlier = anomaly.predecessors(manifest, listing.backups)
     reasons = [*anomaly.in_all(manifest.totals, [each.manifest.totals for each in earlier])]
     if manifest.recipients:
         _log.info("anomaly.totals_only", why="the backup is encrypted, and its manifest may name no table")

@@ -23,6 +23,7 @@ from backupd.errors import (
     BackupdError,
     NotFound,
     NotTrusted,
+    Retained,
     StoreError,
     VerificationFailed,
 )
@@ -46,6 +47,7 @@ _log = log.get_logger()
 _NOTE_ATTEMPTS = 10
 _READERS = 8  # botocore has ten connections
 _UNREADABLE_LIMIT = 3  # objects
+_LIFECYCLE = "leave it to a lifecycle rule of the bucket, as `backupd doctor --print-lifecycle` prints one"
 
 
 @dataclass(frozen=True)
@@ -243,36 +245,57 @@ class Catalog:
         raise AlreadyExists(f"{_NOTE_ATTEMPTS} other notes {kind} of {name} were written just now")
 
     def delete(self, backup: Backup) -> None:
-        """Removes a backup, its manifest first: what an interrupted delete leaves are orphans, never half a backup."""
+        """Removes a backup, its manifest first: what an interrupted delete leaves are orphans, never half a backup.
+
+        Raises Retained where the store keeps the manifest; then the backup is as it was.
+        """
         name = name_of(backup)
         self.store.delete(manifest_key(name))
         for files in list(self._scan(f"{name.label}/{name.id}.")):
-            self._remove(files)
+            self._remove(files.remains)
 
     def sweep(self, server: str, database: str, idle_since: datetime) -> Sequence[str]:
         """Removes what interrupted runs left of one database: orphans and unfinished writes. Returns their names.
 
         Only under the source's lock: nothing is live there, so that an orphan is nobody's. Unfinished writes must be
-        without news since `idle_since`, since an upload shows no owner.
+        without news since `idle_since`, since an upload shows no owner. What these credentials may not remove stays,
+        and is said: remains are no reason to take no backup.
         """
-        prefix = _prefix(server, database)
-        swept = list(self.store.sweep(prefix, idle_since))
+        prefix, swept = _prefix(server, database), list[str]()
+        try:
+            swept += self.store.sweep(prefix, idle_since)
+        except AccessRefused as exc:
+            _log.warning("orphan.retained", message=exc.message, detail=exc.detail, action=_LIFECYCLE)
         for files in list(self._scan(prefix)):
-            # Looked at again: a list is no snapshot, and a manifest may have come behind its back.
-            if files.remains and files.manifest is None and self._look(manifest_key(files.name)) is None:
-                self._remove(files)
-                swept += [entry.key for entry in files.remains]
+            if files.remains and files.manifest is None and not self._exists(manifest_key(files.name)):
+                swept += self._remove(files.remains)
         return swept
 
     def forget_failures(self, label: Label, now: datetime | None = None) -> None:
         """Removes the records of failed runs of one database: all, or at a time those that are too many or too old."""
         records = _records(self._scan(f"{label}/"))
-        for entry in records.values() if now is None else failure.surplus(records, now):
-            self.store.delete(entry.key)
+        self._remove(records.values() if now is None else failure.surplus(records, now))
 
-    def _remove(self, files: Files) -> None:
-        for entry in files.remains:
-            self.store.delete(entry.key)
+    def _remove(self, entries: Iterable[Entry]) -> Sequence[str]:
+        """Removes what is not a manifest; what the store keeps is said, and left to a later sweep."""
+        removed: list[str] = []
+        for entry in entries:
+            try:
+                self.store.delete(entry.key)
+            except Retained as exc:
+                until = exc.until and exc.until.isoformat()
+                _log.warning("orphan.retained", key=entry.key, until=until, message=exc.message, action=_LIFECYCLE)
+            else:
+                removed.append(entry.key)
+        return removed
+
+    def _exists(self, key: str) -> bool:
+        """Asked for by its key: a list is no snapshot, and some services tell late of what was just written."""
+        try:
+            with self.store.open(key, 0, 0):
+                return True
+        except NotFound:
+            return False
 
     def _write_signed(self, key: str, data: bytes) -> None:
         """Writes an object after its signature, which makes nothing exist by itself."""

@@ -8,6 +8,7 @@
     │  └─ AlreadyExists     10   an object has that key already; objects are immutable
     ├─ Locked               11   another run holds the source
     ├─ AccessRefused        12   credentials or privileges are missing
+    │  └─ Retained          12   the store keeps what was to be deleted: it is locked, or may not be deleted by us
     ├─ VersionMismatch      13   the client is older than the server or the archive
     ├─ VerificationFailed   14   bytes or contract are wrong
     │  └─ NotTrusted        14   nobody whose key is known has signed it
@@ -25,6 +26,8 @@ compares. The wording follows PostgreSQL's error style guide: the message is one
 stop that names the thing and the place; detail and hint are sentences; the hint names a flag or a setting
 that exists. Two levels only: a class exists because it has an exit code or because somebody catches it.
 """
+
+from datetime import datetime
 
 
 class BackupdError(Exception):
@@ -90,6 +93,18 @@ class AccessRefused(BackupdError):
 
     exit_code = 12
     reason = "access_refused"
+
+
+class Retained(AccessRefused):
+    """The store keeps what was to be deleted: a lock holds it `until` then, or, without a time, we may not delete."""
+
+    reason = "retained"
+
+    def __init__(
+        self, message: str, detail: str | None = None, hint: str | None = None, until: datetime | None = None
+    ) -> None:
+        super().__init__(message, detail, hint)
+        self.until = until
 
 
 class VersionMismatch(BackupdError):

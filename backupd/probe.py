@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
-from backupd.errors import BackupdError, StoreError, VerificationFailed
+from backupd.errors import BackupdError, Retained, StoreError, VerificationFailed
 from backupd.finding import Check, Doubt, Finding, failure, skip, try_all
-from backupd.store import Entry, S3Options, Store, open_store
+from backupd.store import Entry, Protection, S3Options, Store, open_store
 
 CLOCK_SECONDS = 60.0
 """How far clocks may differ: ids and retention are in minutes, and S3 refuses requests at 15."""
 
 PART_BYTES = 5 << 20
 """The smallest part that S3 allows, so that trying a multipart upload stays cheap."""
+
+LOCK = timedelta(minutes=1)
+"""For how long a lock is tried."""
+
+LIFECYCLE_HINT = "A lifecycle rule of the bucket must remove them: `backupd doctor --print-lifecycle` prints one."
 
 
 @runtime_checkable
@@ -33,20 +38,39 @@ class Described(Protocol):
         ...
 
 
+@runtime_checkable
+class Protected(Protocol):
+    """A store that can say what it does against deletion."""
+
+    def protection(self) -> Protection:
+        """What the bucket does."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Probe:
-    """A store that is tried with objects whose keys start with `key`; one at the top is no place of the catalog's."""
+    """A store that is tried with objects whose keys start with `key`; one at the top is no place of the catalog's.
+
+    They are not locked, but for one of `locking`, whose lock ends at once.
+    """
 
     store: Store
     url: str
+    options: S3Options
     clock: Callable[[], datetime]
     key: str
+
+    @property
+    def locking(self) -> Store:
+        """The store with short locks."""
+        return open_store(self.url, replace(self.options, object_lock_for=LOCK))
 
     def entry(self) -> Entry | None:
         """The probe, if the store lists it."""
         return next((entry for entry in self.store.list(self.key) if entry.key == self.key), None)
 
 
+_NOT_TRIED = "not tried, since these credentials may not delete it"
 _CONTENT = b"backupd doctor tries this store and deletes this at once\n"
 
 
@@ -54,12 +78,12 @@ def examine(url: str, s3_options: S3Options, clock: Callable[[], datetime]) -> I
     """Every finding about the store at that URL."""
     others = _FOLDER if store_folder(url) else _BUCKET
     try:
-        store = open_store(url, replace(s3_options, part_bytes=PART_BYTES))
+        store = open_store(url, replace(s3_options, part_bytes=PART_BYTES, object_lock=None, object_lock_for=None))
     except BackupdError as exc:
         yield failure("store", exc)
         yield from (skip(name, "store") for name in (*_STORE, *others) if name != "store")
         return
-    probe = _Probe(store, url, clock, f"backupd-doctor-{secrets.token_hex(8)}")
+    probe = _Probe(store, url, s3_options, clock, f"backupd-doctor-{secrets.token_hex(8)}")
     tried: dict[str, str] = {}
     try:
         for finding in try_all({**_STORE, **others}, probe, needs=_NEEDS):
@@ -114,23 +138,96 @@ def _store_clock(on: _Probe) -> str | Doubt:
     return compare_clocks(found.modified_at, on.clock(), "the store's clock")
 
 
-def _delete(on: _Probe) -> str:
-    on.store.delete(on.key)
+def _delete(on: _Probe) -> str | Doubt:
+    try:
+        on.store.delete(on.key)
+    except Retained as exc:
+        if exc.until is None:
+            return Doubt(
+                f"{on.key} may not be deleted, so old backups stay, and remains of failed ones", LIFECYCLE_HINT
+            )
+        return f"{on.key} is retained until {exc.until:%Y-%m-%d %H:%M} UTC"
     if on.entry() is not None:
         raise StoreError(f"{on.store.url} still lists {on.key} after it was deleted")
     return f"{on.key} was deleted"
 
 
+def _may_delete(on: _Probe, key: str) -> bool:
+    """Asked before a key is written: what cannot be deleted is not."""
+    try:
+        on.store.delete(key)
+    except Retained:
+        return False
+    return True
+
+
+def _keys(on: _Probe) -> str | Doubt:
+    """Whether keys stay as they are: names of databases that are not plain are percent-encoded in them."""
+    key = f"{on.key}%20+~"
+    if not _may_delete(on, key):
+        return _NOT_TRIED
+    with on.store.create(key, len(_CONTENT)) as stream:
+        stream.write(_CONTENT)
+    try:
+        if [entry.key for entry in on.store.list(key)] == [key]:
+            return f"{key} is listed as it was written"
+    finally:
+        with contextlib.suppress(Retained):
+            on.store.delete(key)
+    hint = "Back up only databases named in plain letters, digits, - and _, or use another service."
+    return Doubt(f"{on.store.url} changes keys with % or +, and would lose {key}", hint)
+
+
 def _multipart(on: _Probe) -> str:
     """An object of two parts, read back across their border."""
     key, size_bytes = f"{on.key}-parts", PART_BYTES + 1
+    if not _may_delete(on, key):
+        return _NOT_TRIED
     try:
         with on.store.create(key, size_bytes) as stream:
             stream.write(bytes(PART_BYTES) + b"1")
         _read(on, key, PART_BYTES - 1, 2, b"\0001")
     finally:
-        on.store.delete(key)
+        with contextlib.suppress(Retained):
+            on.store.delete(key)
     return "an object of two parts was written, read and deleted"
+
+
+def _versions(on: _Probe) -> str | Doubt:
+    """Whether a delete frees anything."""
+    found = on.store.protection() if isinstance(on.store, Protected) else Protection(False, None, None)
+    if found.versioned is None:
+        return "these credentials may not ask whether the bucket keeps versions"
+    if not found.versioned:
+        return "the bucket keeps no versions: what is deleted is gone"
+    text = "the bucket keeps versions: a delete hides an object behind a delete marker, and frees nothing"
+    if found.expires is False:
+        return Doubt(f"{text}, and no lifecycle rule removes what is hidden", LIFECYCLE_HINT)
+    return f"{text} until a lifecycle rule removes what is hidden"
+
+
+def _lock(on: _Probe) -> str | Doubt:
+    """Whether objects can be locked as is asked for; that one is tried with a lock that ends soon."""
+    found = on.store.protection() if isinstance(on.store, Protected) else Protection(None, None, None)
+    if on.options.object_lock is None:
+        if found.default_days is None:
+            return "none is asked for, and the bucket has no default that these credentials may see"
+        hint = f"Set BACKUPD_STORE__S3__OBJECT_LOCK and BACKUPD_STORE__S3__OBJECT_LOCK_FOR={found.default_days}d."
+        text = f"the bucket locks each object for {found.default_days} days, and backupd does not know when that ends"
+        return Doubt(text, hint)
+    if found.locks is False:
+        hint = "Turn Object Lock on for the bucket, or unset BACKUPD_STORE__S3__OBJECT_LOCK."
+        raise StoreError(f"{on.store.url} cannot lock objects", hint=hint)
+    key = f"{on.key}-locked"
+    with on.locking.create(key, len(_CONTENT)) as stream:
+        stream.write(_CONTENT)
+    try:
+        on.locking.delete(key)
+    except Retained as exc:
+        if exc.until is not None:
+            return f"{on.options.object_lock}; {key} is retained until {exc.until:%Y-%m-%d %H:%M} UTC, to try it"
+    hint = "Allow s3:GetObjectRetention, or `backupd prune` cannot tell what is locked."
+    return Doubt(f"{on.options.object_lock}, but {key} does not show until when", hint)
 
 
 class _Abandoned(Exception):
@@ -210,10 +307,15 @@ _STORE: Mapping[str, Check[_Probe]] = {
     "store range": _range,
     "store clock": _store_clock,
     "store delete": _delete,
+    "store keys": _keys,
     "store abort": _abort,
 }
 _FOLDER: Mapping[str, Check[_Probe]] = {"store durability": _durability}
-_BUCKET: Mapping[str, Check[_Probe]] = {"store multipart": _multipart}
+_BUCKET: Mapping[str, Check[_Probe]] = {
+    "store multipart": _multipart,
+    "store versions": _versions,
+    "store lock": _lock,
+}
 _NEEDS: Mapping[str, str] = {
     "store list": "store",
     "store put": "store list",
@@ -221,7 +323,10 @@ _NEEDS: Mapping[str, str] = {
     "store range": "store put",
     "store clock": "store put",
     "store delete": "store put",
-    "store abort": "store delete",  # what cannot be deleted is not written
+    "store keys": "store delete",  # what cannot be deleted is not written
+    "store abort": "store delete",
     "store multipart": "store delete",
+    "store versions": "store list",
+    "store lock": "store put",
     "store durability": "store list",
 }

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from backupd.catalog import Listing
-from backupd.errors import BackupdError
+from backupd.errors import BackupdError, Retained
 from backupd.manifest import Backup, Filter, Index, Manifest
 from backupd.retention import Plan
 from backupd.selector import name_of
@@ -224,6 +224,13 @@ def plan(chosen: Plan) -> str:
     ]
     frozen = [f"frozen: {each.scope.server}/{each.scope.database}: {each.reason}" for each in chosen.frozen]
     return "\n".join([table(("DATABASE", "ID", "", "REASON"), rows) if rows else "no backups", *map(printable, frozen)])
+
+
+def retained(kept: Retained) -> str:
+    """Why the store keeps what was to be removed."""
+    if kept.until is None:
+        return "stays: these credentials may not delete it"
+    return f"retained until {kept.until:%Y-%m-%d %H:%M} UTC"
 
 
 def finding(found: "Finding") -> str:

@@ -120,6 +120,13 @@ def plan(backups: Sequence[Backup], policy: Policy | None, now: datetime) -> Pla
     return Plan((*decisions, *_left_alone(backups)), tuple(frozen))
 
 
+def reach(policy: Policy) -> timedelta | None:
+    """How old the oldest backup is that the policy keeps at a schedule that fills it; None where only counts say so."""
+    counts = (policy.hourly, policy.daily, policy.weekly, policy.monthly, policy.yearly)
+    spans = [timedelta(days=count * days) for count, days in zip(counts, (1 / 24, 1, 7, 31, 366), strict=True) if count]
+    return max([*spans, *([policy.within] if policy.within else [])], default=None)
+
+
 def scope_of(backup: Backup) -> Scope:
     """The scope of a backup, by the identity that `adopt` gave it."""
     source = backup.source

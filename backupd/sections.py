@@ -164,12 +164,18 @@ class S3Settings(BaseModel, frozen=True):
     expected_bucket_owner: Annotated[str, Field(pattern="^[0-9]{12}$")] | None = Field(
         default=None, description="the account that must own the bucket"
     )
-    checksums: Literal["auto", "when_required", "when_supported"] = Field(
-        default="auto", description="whether requests carry checksums that some services do not know"
+    checksums: Literal["auto", "when_required", "when_supported", "md5"] = Field(
+        default="auto", description="which checksums uploads carry; some services do not know the newer ones"
     )
     part_limit: Annotated[int, Field(ge=1, le=10000)] = Field(default=10000, description="the most parts of one upload")
     part_bytes: Annotated[int, Field(ge=5 << 20)] = Field(
         default=16 << 20, description="the smallest part of an upload; doubled until the database's size fits"
+    )
+    object_lock: Literal["governance", "compliance"] | None = Field(
+        default=None, description="lock each object as it is written, in a bucket with Object Lock"
+    )
+    object_lock_for: _Duration | None = Field(
+        default=None, description="for how long, as `30d`; as long as the policy keeps every backup is a good choice"
     )
 
 

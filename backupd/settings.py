@@ -335,6 +335,10 @@ def _s3_contradictions(prefix: str, store: StoreSettings | CopySettings, s3: S3S
         yield UsageError(f"{prefix}__S3__{name.upper()} is set, but {prefix}__URL is a folder", hint=hint)
     if s3.kms_key_id and not (s3.sse or "").startswith("aws:kms"):
         yield UsageError(f"{prefix}__S3__KMS_KEY_ID is set, but {prefix}__S3__SSE is not aws:kms")
+    lock, lock_for = f"{prefix}__S3__OBJECT_LOCK", f"{prefix}__S3__OBJECT_LOCK_FOR"
+    if (s3.object_lock is None) != (s3.object_lock_for is None):
+        is_set, other = (lock, lock_for) if s3.object_lock else (lock_for, lock)
+        yield UsageError(f"{is_set} is set, but {other} is not", hint=f"Such as {lock}=governance, {lock_for}=30d.")
 
 
 def _copy_contradictions(settings: Settings) -> Iterator[UsageError]:

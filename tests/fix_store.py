@@ -1,4 +1,4 @@
-"""Real stores for tests: a folder, moto's S3 server, rclone's S3 server, and a proxy that makes an S3 server fail."""
+"""Stores for tests: a folder, moto's S3 server, rclone's, one with quirks, and a proxy that makes an S3 server fail."""
 
 import contextlib
 import functools
@@ -23,6 +23,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from fake_s3 import Fake, serve
 from store_memory import MemoryStore
 
 from backupd.store import S3Options, Store, open_store
@@ -146,7 +147,19 @@ def moto_s3(moto_endpoint: str, s3_credentials: None) -> S3Server:
     return new_bucket(moto_endpoint)
 
 
-@pytest.fixture(params=["memory", "local", "moto", "rclone"])
+@pytest.fixture
+def fake_s3(s3_credentials: None) -> Iterator[Callable[..., tuple[Fake, S3Server]]]:
+    """Serves a fake: `fake_s3(quirks=Quirks(...), versioned=True)` gives it, and how it is reached."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**changes: Any) -> tuple[Fake, S3Server]:
+            fake = stack.enter_context(serve(Fake(**changes)))
+            return fake, S3Server(fake.endpoint_url, fake.bucket, _client(fake.endpoint_url))
+
+        yield start
+
+
+@pytest.fixture(params=["memory", "local", "moto", "rclone", "fake"])
 def store_case(request: pytest.FixtureRequest, tmp_path: Path) -> StoreCase:
     """Each store in turn."""
     if request.param == "memory":
@@ -156,7 +169,11 @@ def store_case(request: pytest.FixtureRequest, tmp_path: Path) -> StoreCase:
         root.mkdir()
         store = open_store(root.as_uri(), S3Options())
         return StoreCase("local", store, lambda: hidden_files(root))
-    server: S3Server = request.getfixturevalue(f"{request.param}_s3")
+    server: S3Server
+    if request.param == "fake":
+        _, server = request.getfixturevalue("fake_s3")()
+        return StoreCase("fake", server.store(), server.uploads)
+    server = request.getfixturevalue(f"{request.param}_s3")
     return StoreCase(request.param, server.store(), server.uploads, tells_taken_keys=request.param != "rclone")
 
 

@@ -354,6 +354,8 @@ CASES: Mapping[str, Case] = {
     ),
     "signing.existingSecret": Case("keys", "backup.env.BACKUPD_SIGNING__KEY_FILE", "/etc/backupd/signing/key"),
     "signing.secretKeys.key": Case("k", "backup.pod.volumes.signing.secret", secret("signing", key="k"), SIGNING),
+    "store.s3.objectLock": section("STORE__S3__OBJECT_LOCK", "compliance", "compliance"),
+    "store.s3.objectLockFor": section("STORE__S3__OBJECT_LOCK_FOR", "30d", "30d"),
     "schedule": Case("0 1 * * *", "backup.spec.schedule", "0 1 * * *"),
     "timeZone": Case("Europe/Berlin", "backup.spec.timeZone", "Europe/Berlin"),
     "backup.suspend": Case(True, "backup.spec.suspend", True),

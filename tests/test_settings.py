@@ -422,6 +422,13 @@ def test_s3_settings_with_a_folder_are_refused() -> None:
     assert error.message == "BACKUPD_STORE__S3__REGION is set, but BACKUPD_STORE__URL is a folder"
 
 
+def test_a_lock_needs_a_time_and_a_time_a_lock() -> None:
+    lock = {"BACKUPD_STORE__S3__OBJECT_LOCK": "compliance", "BACKUPD_STORE__S3__OBJECT_LOCK_FOR": "30d"}
+    assert load(**lock).s3_options() == S3Options(object_lock="compliance", object_lock_for=timedelta(days=30))
+    for name, other in zip(lock, reversed(lock), strict=True):
+        assert f"{name} is set, but {other} is not" in refused(**{name: lock[name]}).message
+
+
 def test_a_kms_key_without_kms_is_refused() -> None:
     assert "KMS_KEY_ID" in refused(BACKUPD_STORE__S3__KMS_KEY_ID="alias/x", BACKUPD_STORE__S3__SSE="AES256").message
     assert load(BACKUPD_STORE__S3__KMS_KEY_ID="alias/x", BACKUPD_STORE__S3__SSE="aws:kms").s3.kms_key_id == "alias/x"

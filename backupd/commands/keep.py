@@ -20,15 +20,17 @@ def prune(yes: shared.Yes = False, json_: shared.Json = False) -> None:
     loaded, found = shared.installation().settings, shared.installation().catalog()
     listing = found.backups(loaded.server_label)
     plan = retention.plan(listing.backups, loaded.retention.policy(), shared.now())
-    if json_:
-        shared.print_json(
-            {"decisions": [_decision_json(each) for each in plan.decisions], "frozen": list(plan.frozen), "done": yes}
-        )
-    else:
+    if not json_:
         print(render.plan(plan))
-    if yes:
-        shared.carry_out(found, plan)
-    elif plan.removed and not json_:
+    retained = shared.carry_out(found, plan) if yes else []
+    if json_:
+        decisions = [_decision_json(each) for each in plan.decisions]
+        kept = [{"backup": str(name_of(each)), "until": exc.until} for each, exc in retained]
+        shared.print_json({"decisions": decisions, "frozen": list(plan.frozen), "done": yes, "retained": kept})
+        return
+    for each, exc in retained:
+        print(f"{name_of(each)}: {render.retained(exc)}")
+    if plan.removed and not yes:
         print(f"{len(plan.removed)} to remove: nothing was removed, --yes removes them")
 
 

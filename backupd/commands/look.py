@@ -1,5 +1,6 @@
 """`list`, `show`, `tables`, `verify`, `check` and `doctor`: what is there, and whether it is good."""
 
+import json
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backupd import catalog, log, notation, render, settings, terminal
+from backupd import catalog, grants, log, notation, render, settings, terminal
 from backupd.commands import shared
 from backupd.errors import BackupdError, Stale, UsageError
 from backupd.installation import Installation
@@ -124,11 +125,19 @@ def _duration(text: str, flag: str) -> timedelta:
 
 
 @app.command()
-def doctor(json_: shared.Json = False) -> None:
+def doctor(
+    json_: shared.Json = False,
+    print_sql: Annotated[bool, typer.Option(help="Print SQL for psql that makes the roles, and try nothing.")] = False,
+    print_policy: Annotated[bool, typer.Option(help="Print the S3 policies of backup, restore and prune.")] = False,
+    print_lifecycle: Annotated[bool, typer.Option(help="Print the lifecycle configuration of the bucket.")] = False,
+) -> None:
     """Try every permission and assumption once, and say what to do about each that fails."""
     from backupd import doctor as verb
 
     here = shared.installation()
+    if print_sql or print_policy or print_lifecycle:
+        _print_grants(here.settings, print_sql, print_policy, print_lifecycle)
+        return
     hidden = settings.secrets(here.settings)
     findings = [
         replace(each, text=log.scrub(each.text, hidden), hint=log.scrub(each.hint, hidden) if each.hint else None)
@@ -141,6 +150,19 @@ def doctor(json_: shared.Json = False) -> None:
             print(render.finding(finding))
     failed = next((finding for finding in findings if finding.status == "fail"), None)
     raise typer.Exit(failed.exit_code if failed else 0)
+
+
+def _print_grants(loaded: settings.Settings, sql: bool, policy: bool, lifecycle: bool) -> None:
+    if sql:
+        databases = loaded.source.databases or (loaded.default_database or "*",)
+        role = loaded.source.user or loaded.environment.get("PGUSER") or "backup"
+        print(grants.backup_sql(role, databases))
+        print(grants.restore_sql(loaded.target.user or "restore", loaded.target.database, databases))
+    options = loaded.s3_options()
+    documents = [*grants.policies(loaded.store_url(), options).values()] if policy else []
+    documents += [grants.lifecycle(loaded.store_url(), loaded.retention.policy(), options)] if lifecycle else []
+    for document in documents:
+        print(json.dumps(document, indent=2))
 
 
 def _doctor_subject(here: Installation) -> "doctor_verb.Subject":

@@ -16,7 +16,7 @@ import typer
 
 from backupd import log, retention, settings
 from backupd.catalog import Catalog
-from backupd.errors import BackupdError, Partial
+from backupd.errors import BackupdError, Partial, Retained
 from backupd.installation import Installation
 from backupd.manifest import Backup, to_json
 from backupd.selector import name_of
@@ -96,11 +96,43 @@ def prune_after(found: Catalog, taken: Backup, policy: retention.Policy | None) 
     carry_out(found, retention.plan(listing.backups, policy, now()))
 
 
-def carry_out(found: Catalog, plan: retention.Plan) -> None:
-    """Deletes what a plan removes; says what is frozen."""
+def carry_out(found: Catalog, plan: retention.Plan) -> list[tuple[Backup, Retained]]:
+    """Deletes what a plan removes, oldest first; says what is frozen. Returns what the store keeps, and why.
+
+    After the first that these credentials may not delete the newer ones are not tried: they may not either.
+    """
     for frozen in plan.frozen:
         _log.warning("retention.frozen", database=frozen.scope.database, reason=frozen.reason, action="backupd prune")
-    for decision in plan.decisions:
-        if not decision.keep:
-            found.delete(decision.backup)
+    retained: list[tuple[Backup, Retained]] = []
+    refused: Retained | None = None
+    for decision in reversed(plan.decisions):
+        if decision.keep:
+            continue
+        kept = refused or _delete(found, decision.backup)
+        if kept is not None:
+            refused = kept if kept.until is None else None
+            retained.append((decision.backup, kept))
+        else:
             _log.info("backup.pruned", backup=str(name_of(decision.backup)), reasons=list(decision.reasons))
+    _say_retained(retained)
+    return retained
+
+
+def _delete(found: Catalog, backup: Backup) -> Retained | None:
+    """Deletes it, or returns why the store keeps it."""
+    try:
+        found.delete(backup)
+    except Retained as exc:
+        return exc
+    return None
+
+
+def _say_retained(retained: Sequence[tuple[Backup, Retained]]) -> None:
+    """A lock that holds is what was wanted; rights that lack let the store drift from the policy."""
+    for backup, exc in retained:
+        if exc.until is not None:
+            _log.info("backup.retained", backup=str(name_of(backup)), until=exc.until.isoformat())
+    drifted = [exc for _, exc in retained if exc.until is None]
+    if drifted:
+        action = "leave it to a lifecycle rule: `backupd doctor --print-lifecycle` prints one"
+        _log.warning("retention.drift", backups=len(drifted), message=drifted[0].message, action=action)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -64,7 +64,10 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Removes the object, durably; one that does not exist is fine (idempotent)."""
+        """Removes the object, durably; one that does not exist is fine (idempotent).
+
+        Raises Retained where the store keeps it: a lock holds it, or these credentials may write but not delete.
+        """
         ...
 
     def sweep(self, prefix: str, idle_since: datetime) -> Sequence[str]:
@@ -105,14 +108,36 @@ class S3Options:
     expected_bucket_owner: str | None = None
     """The account that must own the bucket; requests to anyone else's are refused by the service."""
 
-    checksums: Literal["auto", "when_required", "when_supported"] = "auto"
-    """Whether uploads carry a CRC32: `auto` is yes on AWS and no elsewhere; buckets with Object Lock need it."""
+    checksums: Literal["auto", "when_required", "when_supported", "md5"] = "auto"
+    """Whether uploads carry a CRC32 (`when_supported`) or Content-MD5 (`md5`), one of which Object Lock needs.
+
+    `auto` is a CRC32 on AWS; elsewhere nothing, or Content-MD5 where objects are locked: every service knows that."""
 
     part_limit: int = 10_000
     """How many parts one upload may have; some services allow 1,000."""
 
     part_bytes: int = 16 << 20
     """The smallest part (at least 5 MiB); doubled until the expected size fits. Three parts are held in memory."""
+
+    object_lock: Literal["governance", "compliance"] | None = None
+    """How each object is locked as it is written; None leaves it to the bucket, which may have a default."""
+
+    object_lock_for: timedelta | None = None
+    """For how long, from when an object is begun and by the service's clock; set together with `object_lock`."""
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What a bucket does against deletion; None where these credentials may not ask.
+
+    `versioned`: a delete hides an object and frees nothing; `expires`: a lifecycle rule removes what is hidden.
+    `locks`: objects can be locked, and are for `default_days` where nothing else is asked for.
+    """
+
+    versioned: bool | None
+    expires: bool | None
+    locks: bool | None
+    default_days: int | None = None
 
 
 _KEY = re.compile(r"{0}(/{0})*".format(r"[A-Za-z0-9%+_~=@,:-][A-Za-z0-9%+_~=@,:.-]*"))

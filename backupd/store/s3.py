@@ -6,18 +6,24 @@ producer dies, holds ten parts in memory and ends at 78 GiB. Parts have one size
 wants them equal, AWS without gaps, rclone as a stream. Keys are deleted one by one: deleting many needs a checksum that
 services do not agree on. Never `boto3[crt]`: it ignores the endpoint (boto3 issue 4839).
 
+Objects are locked as they are written, until a time by the service's own clock, which is the one that will judge it;
+deleting a locked one is not tried, since a bucket with versions would only hide what stays.
+
 A service that knows `If-None-Match` refuses a second object of one key; one that does not (rclone) is asked before.
 Each object carries a nonce, by which an object that arrived although the answer was lost is known as ours.
 """
 
+import base64
 import contextlib
 import functools
+import hashlib
 import io
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
@@ -28,8 +34,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from backupd import threads
-from backupd.errors import AccessRefused, AlreadyExists, NoRoom, NotFound, StoreError, UsageError
-from backupd.store import Entry, S3Options, check_key, is_key
+from backupd.errors import AccessRefused, AlreadyExists, NotFound, Retained, StoreError, UsageError
+from backupd.store import Entry, Protection, S3Options, answers, check_key, is_key
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -46,23 +52,6 @@ _NONCE = "backupd-upload"
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
 _UNREACHABLE = "Check BACKUPD_STORE__S3__ENDPOINT_URL, and whether the network lets backupd get there."
 _CREDENTIALS = "Give credentials in a way that AWS tools know: AWS_ACCESS_KEY_ID, a profile, a service account's role."
-_PERMISSIONS = (
-    "On the bucket of BACKUPD_STORE__URL the credentials need s3:ListBucket, GetObject, PutObject, DeleteObject, Abort"
-    "MultipartUpload, ListBucketMultipartUploads, ListMultipartUploadParts; with KMS kms:GenerateDataKey and Decrypt."
-)
-_REGION = "Set BACKUPD_STORE__S3__REGION to the bucket's region."
-_CHECKSUMS = "Set BACKUPD_STORE__S3__CHECKSUMS to when_required, or to when_supported for a bucket with Object Lock."
-_HINTS = {
-    "NoSuchBucket": "Create the bucket, or correct BACKUPD_STORE__URL.",
-    "NoSuchUpload": "A rule of the bucket or another program ended the upload; a rule must leave it some days.",
-    "RequestTimeTooSkewed": "Set this machine's clock.",
-    **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed"), _REGION),
-    **dict.fromkeys(("NotImplemented", "InvalidRequest", "XAmzContentSHA256Mismatch"), _CHECKSUMS),
-}
-_REFUSED = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
-_FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
-_TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
-_NO_UPLOADS = frozenset({"NotImplemented", "MethodNotAllowed", "NoSuchUpload"})
 _NO_CREDENTIALS = (
     exceptions.NoCredentialsError,
     exceptions.PartialCredentialsError,
@@ -95,12 +84,38 @@ class S3Store:
         """`s3://`, bucket and prefix."""
         return self._url
 
+    def protection(self) -> Protection:
+        """For `doctor`: what the bucket does against deletion."""
+        with _errors(f"look at {self._url}"):
+            versions = self._asked(self._client.get_bucket_versioning)
+            rules = self._asked(self._client.get_bucket_lifecycle_configuration)
+            lock = self._asked(self._client.get_object_lock_configuration)
+        versioned = None if versions is None else versions.get("Status") == "Enabled"
+        expires = None if rules is None else any(map(_removes_versions, rules.get("Rules", ())))
+        if lock is None:
+            return Protection(versioned, expires, None)
+        held = lock.get("ObjectLockConfiguration", {}).get("Rule", {}).get("DefaultRetention", {})
+        days = held.get("Days") or 365 * held.get("Years", 0) or None
+        return Protection(versioned, expires, bool(lock.get("ObjectLockConfiguration")), days)
+
+    def _asked(self, request: Callable[..., Any]) -> Mapping[str, Any] | None:
+        """The answer of the bucket; empty where it has none or the service does not know of it, None where refused."""
+        try:
+            return cast("Mapping[str, Any]", request(**self._bucket))
+        except ClientError as exc:
+            status, code, _ = _answer(exc)
+            if code == "AccessDenied":
+                return None
+            if code in answers.NO_BUCKET | answers.REFUSED or status not in (400, 404, 405, 501):
+                raise
+            return {}
+
     @contextlib.contextmanager
     def create(self, key: str, expected_bytes: int = 0) -> Iterator[BinaryIO]:
         """See Store."""
         address = self._address(key)
-        self._require_absent(address)
-        upload = _Upload(self._client, address, self._options, expected_bytes)
+        their_now = self._require_absent(address)
+        upload = _Upload(self._client, address, self._options, expected_bytes, their_now)
         try:
             yield cast(BinaryIO, upload)
             upload.finish()
@@ -120,8 +135,7 @@ class S3Store:
         """See Store. Sorted here: not every service does it."""
         entries = []
         with _errors(f"list {self._url}"):
-            pages = self._client.get_paginator("list_objects_v2").paginate(**self._bucket, Prefix=self._prefix + prefix)
-            for item in (item for page in pages for item in page.get("Contents", ())):
+            for item in (item for page in self._pages(self._prefix + prefix) for item in page.get("Contents", ())):
                 key = item["Key"].removeprefix(self._prefix)
                 if is_key(key):
                     entries.append(Entry(key, item["Size"], item["LastModified"].astimezone(UTC)))
@@ -129,8 +143,28 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """See Store."""
-        with contextlib.suppress(NotFound), _errors(f"delete {self._url}/{key}"):
-            self._client.delete_object(**self._address(key))
+        address, action = self._address(key), f"delete {self._url}/{key}"
+        with contextlib.suppress(NotFound), _errors(action):
+            if self._options.object_lock is not None:
+                self._refuse_locked(address, action)
+            try:
+                self._client.delete_object(**address)
+            except ClientError as exc:
+                if _answer(exc)[1] not in answers.KEPT:
+                    raise
+                self._refuse_locked(address, action)
+                raise Retained(f"could not {action}", detail=answers.said(*_answer(exc)), hint=answers.RULE) from exc
+
+    def _refuse_locked(self, address: Mapping[str, Any], action: str) -> None:
+        """Raises Retained where a lock holds the object; what may not be asked is not known."""
+        try:
+            answer = self._client.head_object(**address)
+        except ClientError:
+            return
+        until = answer.get("ObjectLockRetainUntilDate")
+        if until is not None and until > _their_now(answer):
+            until = until.astimezone(UTC)
+            raise Retained(f"could not {action}: it is retained until {until:%Y-%m-%d %H:%M} UTC", until=until)
 
     def sweep(self, prefix: str, idle_since: datetime) -> Sequence[str]:
         """See Store. News of an upload is its start or its newest part."""
@@ -149,12 +183,34 @@ class S3Store:
     def _address(self, key: str) -> dict[str, Any]:
         return {**self._bucket, "Key": self._prefix + check_key(key)}
 
-    def _require_absent(self, address: Mapping[str, Any]) -> None:
-        """Asks by a list, not a HEAD: its error has a body, which tells a missing bucket before a byte is dumped."""
+    def _require_absent(self, address: Mapping[str, Any]) -> datetime:
+        """Asks by a list, not a HEAD: its error has a body, which tells a missing bucket before a byte is dumped.
+
+        Returns the time by the service's clock.
+        """
         with _errors(f"write {_url(address)}"):
-            answer = self._client.list_objects_v2(**self._bucket, Prefix=address["Key"], MaxKeys=1)
+            answer = next(self._pages(address["Key"], MaxKeys=1))
         if any(item["Key"] == address["Key"] for item in answer.get("Contents", ())):
             raise AlreadyExists(f"object {_url(address)} exists already")
+        return _their_now(answer)
+
+    def _pages(self, prefix: str, **limit: int) -> Iterator[Mapping[str, Any]]:
+        """What a list answers. A service that knows only its first version refuses the second, or answers the first.
+
+        That has no token for the next page, and whoever did not look would take the first page for all.
+        """
+        asked: dict[str, Any] = {**self._bucket, "Prefix": prefix, **limit}
+        try:
+            for page in self._client.get_paginator("list_objects_v2").paginate(**asked):
+                if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                    break
+                yield page
+            else:
+                return
+        except ClientError as exc:
+            if _answer(exc)[0] != 501:
+                raise
+        yield from self._client.get_paginator("list_objects").paginate(**asked)
 
     def _open_uploads(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
         pages = self._client.get_paginator("list_multipart_uploads")
@@ -163,14 +219,21 @@ class S3Store:
                 for item in page.get("Uploads", ()):
                     yield item["Key"].removeprefix(self._prefix), item["UploadId"], item["Initiated"]
         except ClientError as exc:
-            if _answer(exc)[1] not in _NO_UPLOADS:
+            if _answer(exc)[1] not in answers.NO_UPLOADS:
                 raise
 
 
 class _Upload(io.RawIOBase):
     """One object on its way up: a single request while it is smaller than a part, else a multipart upload."""
 
-    def __init__(self, client: "S3Client", address: Mapping[str, Any], options: S3Options, expected_bytes: int) -> None:
+    def __init__(
+        self,
+        client: "S3Client",
+        address: Mapping[str, Any],
+        options: S3Options,
+        expected_bytes: int,
+        their_now: datetime,
+    ) -> None:
         self._client, self._address, self._action = client, address, f"write {_url(address)}"
         self._part_limit, self._part_bytes = options.part_limit, max(options.part_bytes, SMALLEST_PART_BYTES)
         while self._part_bytes * self._part_limit < expected_bytes * 5 // 4:  # a guess: leave a quarter's room
@@ -178,6 +241,10 @@ class _Upload(io.RawIOBase):
         self._nonce = secrets.token_hex(16)
         self._properties = _given(ServerSideEncryption=options.sse, SSEKMSKeyId=options.kms_key_id)
         self._properties["Metadata"] = {_NONCE: self._nonce}
+        if options.object_lock is not None and options.object_lock_for is not None:
+            until = (their_now + options.object_lock_for).replace(microsecond=0)
+            self._properties |= {"ObjectLockMode": options.object_lock.upper(), "ObjectLockRetainUntilDate": until}
+        self._md5 = _checksums(options) == "md5"
         if client.meta.config.request_checksum_calculation == "when_supported":  # type: ignore[attr-defined]
             self._properties["ChecksumAlgorithm"] = "CRC32"  # AWS expects another one where an upload names none
         self._upload: Mapping[str, Any] | None = None
@@ -206,7 +273,7 @@ class _Upload(io.RawIOBase):
         """Makes the object visible."""
         request: Callable[..., object]
         if self._upload is None:
-            put: dict[str, Any] = {**self._address, **self._properties, "Body": self._buffer}
+            put: dict[str, Any] = {**self._address, **self._properties, **self._body(self._buffer)}
             request = functools.partial(self._client.put_object, **put)
         else:
             if self._buffer:
@@ -255,11 +322,15 @@ class _Upload(io.RawIOBase):
     def _send(self, part: futures.Future[_Part], upload: Mapping[str, Any], number: int, data: bytearray) -> None:
         try:
             with _errors(self._action):
-                answer = self._client.upload_part(**upload, PartNumber=number, Body=cast(Any, data))
+                answer = self._client.upload_part(**upload, PartNumber=number, **self._body(data))
             checksum = _given(ChecksumCRC32=answer.get("ChecksumCRC32"))
             part.set_result({"PartNumber": number, "ETag": answer["ETag"], **checksum})
         except BaseException as exc:  # noqa: BLE001 - raised in the writer's thread instead
             part.set_exception(exc)
+
+    def _body(self, data: bytearray) -> dict[str, Any]:
+        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode() if self._md5 else None
+        return {"Body": data, **_given(ContentMD5=digest)}
 
     def _publish(self, request: Callable[..., object], **condition: str) -> None:
         """Makes the request that shows the object; without the condition where the service knows none."""
@@ -323,25 +394,29 @@ class _Download(io.RawIOBase):
         answer = self._client.get_object(**self._address, **asked)
         self._body, size_bytes = answer["Body"], answer["ContentLength"]
         if length is not None and size_bytes != length:
-            raise self._wrong(f"{length} bytes from byte {self._position} were asked for, {size_bytes} came.")
+            detail = f"{length} bytes from byte {self._position} were asked for, {size_bytes} came."
+            raise self._wrong(detail, answers.NO_RANGES if size_bytes > length else None)
+        if self._position > 0 and "ContentRange" not in answer:
+            raise self._wrong(
+                f"Bytes from byte {self._position} were asked for, the whole object came.", answers.NO_RANGES
+            )
         if self._etag not in ("", answer["ETag"]):
             raise self._wrong("It changed while it was read.")
         self._etag = answer["ETag"]
         return size_bytes
 
-    def _wrong(self, detail: str) -> StoreError:
-        return StoreError(f"could not {self._action}", detail=detail)
+    def _wrong(self, detail: str, hint: str | None = None) -> StoreError:
+        return StoreError(f"could not {self._action}", detail=detail, hint=hint)
 
 
 def _client(options: S3Options) -> "S3Client":
-    host = urlsplit(options.endpoint_url or "").hostname or _AWS[0]
-    checksums = options.checksums if host.endswith(_AWS) or options.checksums != "auto" else "when_required"
+    checksums: Any = {"auto": None, "md5": "when_required"}.get(_checksums(options), _checksums(options))
     config = Config(
         connect_timeout=10,
         read_timeout=60,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         s3={"addressing_style": options.addressing},
-        request_checksum_calculation=None if checksums == "auto" else checksums,
+        request_checksum_calculation=checksums,
         response_checksum_validation="when_required",
         tcp_keepalive=True,
     )
@@ -353,6 +428,23 @@ def _client(options: S3Options) -> "S3Client":
     return client
 
 
+def _checksums(options: S3Options) -> str:
+    """The mode, `auto` only where it is left to boto3 because the service is AWS."""
+    host = urlsplit(options.endpoint_url or "").hostname or _AWS[0]
+    if options.checksums != "auto" or host.endswith(_AWS):
+        return options.checksums
+    return "when_required" if options.object_lock is None else "md5"
+
+
+def _their_now(answer: Mapping[str, Any]) -> datetime:
+    """The time at the service when it answered."""
+    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+
+
+def _removes_versions(rule: Mapping[str, Any]) -> bool:
+    return rule.get("Status") == "Enabled" and "NoncurrentVersionExpiration" in rule
+
+
 def _url(address: Mapping[str, Any]) -> str:
     return f"s3://{address['Bucket']}/{address['Key']}"
 
@@ -361,9 +453,10 @@ def _given(**arguments: str | None) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _answer(exc: ClientError) -> tuple[int, str]:
-    """Status and code."""
-    return exc.response["ResponseMetadata"]["HTTPStatusCode"], exc.response.get("Error", {}).get("Code", "")
+def _answer(exc: ClientError) -> tuple[int, str, str]:
+    """Status, code and message."""
+    said = exc.response.get("Error", {})
+    return exc.response["ResponseMetadata"]["HTTPStatusCode"], said.get("Code", ""), said.get("Message", "")
 
 
 @contextlib.contextmanager
@@ -372,26 +465,8 @@ def _errors(action: str) -> Iterator[None]:
     try:
         yield
     except ClientError as exc:
-        raise _refusal(exc, f"could not {action}") from exc
+        raise answers.error(*_answer(exc), f"could not {action}") from exc
     except _NO_CREDENTIALS as exc:
-        raise AccessRefused(f"could not {action}", detail=_sentence(exc), hint=_CREDENTIALS) from exc
+        raise AccessRefused(f"could not {action}", detail=answers.sentence(exc), hint=_CREDENTIALS) from exc
     except (BotoCoreError, HTTPError, OSError) as exc:
-        raise StoreError(f"could not {action}", detail=_sentence(exc), hint=_UNREACHABLE) from exc
-
-
-def _refusal(exc: ClientError, message: str) -> StoreError | AccessRefused | NoRoom:
-    status, code = _answer(exc)
-    detail = f"The service answered {status} {code}: {_sentence(exc.response.get('Error', {}).get('Message', ''))}"
-    if code in _FULL or status == 507:
-        return NoRoom(message, detail=detail, hint="Raise the quota, or let `backupd prune` remove backups.")
-    if code in _TAKEN:
-        return AlreadyExists(f"{message}: it exists already", detail=detail)
-    if code in _REFUSED or status in (401, 403):
-        return AccessRefused(message, detail=detail, hint=_HINTS.get(code, _PERMISSIONS))
-    if status == 404 and code not in _HINTS:
-        return NotFound(f"{message}: it does not exist", detail=detail)
-    return StoreError(message, detail=detail, hint=_HINTS.get(code))
-
-
-def _sentence(text: object) -> str:
-    return " ".join(str(text).split()).rstrip(".") + "."
+        raise StoreError(f"could not {action}", detail=answers.sentence(exc), hint=_UNREACHABLE) from exc
