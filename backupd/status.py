@@ -18,6 +18,8 @@ from typing import Literal
 from backupd import estimate, retention, words
 from backupd.catalog import Broken, Listing, is_retired
 from backupd.errors import BackupdError
+from backupd.failure import Failure, is_current
+from backupd.history import Gap, gaps
 from backupd.manifest import Backup, Filter, NoteKind
 from backupd.outline import Outline
 from backupd.retention import Decision, Policy
@@ -62,19 +64,6 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A run that failed: of what, when it ended, which verb it was, its reason and exit code, what it said."""
-
-    label: Label
-    at: datetime
-    verb: str
-    exit_code: int
-    reason: str
-    message: str
-    hint: str | None = None
-
-
-@dataclass(frozen=True)
 class Concern:
     """Why something is not simply safe. `command` are backupd's arguments; `runbook` is a file of chart/runbooks."""
 
@@ -99,7 +88,7 @@ class Database:
     """One database: its state with every concern, its backups newest first, and what happens to them.
 
     `good` are those that nothing speaks against and that have the filter that is expected; `decisions` are retention's,
-    by id, none where the policy is another installation's.
+    by id, none where the policy is another installation's; `gaps` are the times without a new backup, newest first.
     """
 
     label: Label
@@ -107,6 +96,7 @@ class Database:
     concerns: tuple[Concern, ...]
     backups: tuple[Backup, ...]
     good: tuple[Backup, ...]
+    gaps: tuple[Gap, ...] = ()
     failures: tuple[Failure, ...] = ()
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     removals: tuple[Removal, ...] = ()
@@ -178,8 +168,11 @@ def status(
     by_label: dict[Label, list[Backup]] = defaultdict(list)
     for backup in listing.backups:
         by_label[name_of(backup).label].append(backup)
-    labels = {*by_label, *(each.name.label for each in listing.broken), *(expected.labels or ())}
-    databases = [_database(label, tuple(by_label[label]), expected, now) for label in labels]
+    failures: dict[Label, list[Failure]] = defaultdict(list)
+    for failure in listing.failures:
+        failures[failure.label].append(failure)
+    labels = {*by_label, *failures, *(each.name.label for each in listing.broken), *(expected.labels or ())}
+    databases = [_database(_Found(label, by_label[label], failures[label]), expected, now) for label in labels]
     return Status(
         now=now,
         reading=reading,
@@ -205,22 +198,33 @@ def _store_concerns(listing: Listing, reading: Reading) -> Iterator[Concern]:
     if listing.broken:
         yield Concern(
             "warning",
-            f"{len(listing.broken)} objects in the store cannot be used",
-            "They are named below; what they belong to is left out or doubted, the rest is not touched.",
+            f"{len(listing.broken)} object{'' if len(listing.broken) == 1 else 's'} in the store cannot be used",
+            "What that belongs to is left out or doubted, and named below; all else is as it was.",
             ("list",),
             "retention-is-frozen",
         )
 
 
-def _database(label: Label, backups: tuple[Backup, ...], expected: Expected, now: datetime) -> Database:
+@dataclass(frozen=True)
+class _Found:
+    """What the listing has of one label."""
+
+    label: Label
+    backups: Sequence[Backup]
+    failures: Sequence[Failure]
+
+
+def _database(found: _Found, expected: Expected, now: datetime) -> Database:
+    label, backups = found.label, tuple(found.backups)
     own = label.server == expected.server
     patterns = expected.filter if own or not backups else backups[0].manifest.filter
     good = tuple(each for each in backups if each.suspect is None and each.manifest.filter == patterns)
-    database = Database(label, "retired", (), backups, good)
+    database = Database(label, "retired", (), backups, good, failures=tuple(found.failures))
     if own:
         database = _with_retention(database, expected.policy, now)
     if is_retired(backups):
         return database
+    database = replace(database, gaps=gaps(good, database.decisions, expected.max_age, now))
     concerns = tuple(_concerns(database, expected, now))
     states: list[State] = [each.state for each in concerns]
     return replace(database, state=min(states, key=_ORDER.__getitem__, default="safe"), concerns=concerns)
@@ -273,6 +277,7 @@ def _concerns(database: Database, expected: Expected, now: datetime) -> Iterator
         yield Concern("warning", text, hint, ("retire", str(database.label)))
         return
     yield from _freshness(database, expected, now)
+    yield from _failing(database, now)
     yield from _doubts(database)
     yield from _proofs(database, expected, now)
 
@@ -291,6 +296,21 @@ def _freshness(database: Database, expected: Expected, now: datetime) -> Iterato
     elif (age := now - newest.manifest.finished_at) > expected.max_age:
         text = f"its newest good backup is {_span(age)} old, {_span(expected.max_age)} at most are expected"
         yield Concern("danger", text, "Take a backup, and see why none came.", again, "backup-is-failing")
+
+
+def _failing(database: Database, now: datetime) -> Iterator[Concern]:
+    """What failed at each step, and did not end well since."""
+    succeeded_at = max((backup.manifest.finished_at for backup in database.backups), default=None)
+    newest: dict[str, Failure] = {}
+    for failure in database.failures:
+        if is_current(failure, succeeded_at):
+            newest.setdefault(failure.step, failure)
+    for step, failure in newest.items():
+        often = f", {failure.count} times in a row" if failure.count > 1 else ""
+        what = f"the last {step} failed {_span(now - failure.at)} ago{often}"
+        text = f"{what}: {failure.message} (exit code {failure.exit_code}, {failure.reason})"
+        hint = " ".join(filter(None, (failure.detail, failure.hint)))
+        yield Concern("warning", text, hint, (), "backup-is-failing")
 
 
 def _doubts(database: Database) -> Iterator[Concern]:
