@@ -24,6 +24,7 @@ from backupd import (
     decode,
     dump,
     facts,
+    hold,
     log,
     postgres,
     readme,
@@ -170,7 +171,7 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
     for attempt in range(1, ATTEMPTS + 1):
         with _dumping(run, folder / f"attempt{attempt}") as (running, session, release):
             try:
-                watch = _Watch(run, folder)
+                watch = _watch(run, folder, running, release)
                 files = running.files(watch, release)
                 toc_bytes = _first(files).read_bytes()
                 table_of_contents = toc.read_toc(toc_bytes)
@@ -198,24 +199,15 @@ def _dumping(run: _Run, folder: Path) -> Iterator[tuple[dump.Dump, postgres.Sess
         conninfo = run.access.conninfo(run.job.database)
         argv = dump.dump_argv(run.client, conninfo, folder, run.job.options, name if shared else None)
         _log.debug("child.started", tool="pg_dump", argv=argv)
-        with dump.start(argv, run.access.environment, folder, partial(log.child_stderr, "pg_dump")) as running:
+        said, nice = partial(log.child_stderr, "pg_dump"), run.job.options.nice
+        with dump.start(argv, run.access.environment, folder, said, nice) as running:
             yield running, session, exported.close
 
 
-class _Watch:
-    """Looks at pg_stat_progress_copy and at scratch, at most once a second, while pg_dump writes."""
-
-    def __init__(self, run: _Run, folder: Path) -> None:
-        self._run = run
-        self._folder = folder
-        self._next = 0.0
-
-    def __call__(self) -> None:
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + 1.0
-        scratch.require_within(self._folder, self._run.job.scratch_limit_bytes)
-        self._run.progress.copying(*facts.copying(self._run.lock.session))
+def _watch(run: _Run, folder: Path, running: dump.Dump, release: Callable[[], None]) -> hold.Watch:
+    job = run.job
+    held = hold.Held(job.database, folder, job.scratch_limit_bytes, job.options, running, release)
+    return hold.Watch(held, run.lock.session, run.access.environment["PGAPPNAME"], run.progress)
 
 
 def _first(files: Iterator[Path]) -> Path:
@@ -238,7 +230,7 @@ class _Stream:
 
     running: dump.Dump
     files: Iterator[Path]
-    watch: Callable[[], None]
+    watch: hold.Watch
     toc: toc.Toc
     toc_bytes: bytes
     facts: contract.Facts
@@ -246,6 +238,7 @@ class _Stream:
 
 def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], datetime]) -> Manifest:
     """Streams the members into an archive and publishes it; the manifest that will make it a backup is returned."""
+    stream.watch.dump_is_read = True
     run.progress.begin("dump", run.job.database, total_members=len(toc.table_data(stream.toc)))
     properties = stream.facts.properties
     key = archive_key(Name(Label(run.job.server, run.job.database), run.id))

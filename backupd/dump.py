@@ -67,13 +67,19 @@ class Client:
 
 @dataclass(frozen=True)
 class Options:
-    """How to dump: at most `jobs` connections, `zstd:N` or `gzip:N`, patterns, seconds to wait for a lock."""
+    """How to dump: at most `jobs` connections, `zstd:N` or `gzip:N`, patterns, seconds to wait for a lock.
+
+    A snapshot may be held for `max_seconds`; after `vacuum_age` transactions a warning says that it holds VACUUM back.
+    """
 
     jobs: int = 2
     compression: str = "zstd:1"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     lock_wait_seconds: float = 60.0
+    max_seconds: int | None = None
+    vacuum_age: int = 10_000_000
+    nice: int = 0
 
 
 def find_clients(folders: Sequence[Path], environment: Mapping[str, str]) -> list[Client]:
@@ -199,6 +205,11 @@ class Dump:
         self._seen: set[str] = set()
         self.warnings: tuple[str, ...] = ()
 
+    @property
+    def ended(self) -> bool:
+        """Whether pg_dump has ended, well or not."""
+        return self._child.poll() is not None
+
     def files(self, on_idle: Callable[[], None], on_end: Callable[[], None]) -> Iterator[Path]:
         """Each file once, as pg_dump finishes it: toc.dat first, blobs*.toc after the end.
 
@@ -239,13 +250,13 @@ class Dump:
 @contextlib.contextmanager
 @signals.whole
 def start(
-    argv: Sequence[str], environment: Mapping[str, str], folder: Path, on_line: Callable[[str], None]
+    argv: Sequence[str], environment: Mapping[str, str], folder: Path, on_line: Callable[[str], None], nice: int = 0
 ) -> Iterator[Dump]:
     """pg_dump into `folder`, which is made here and gone with the block, like whatever is left of the process."""
     with scratch.errors(folder):
         folder.mkdir(mode=0o700)
     try:
-        with _watch(folder) as closed, process.start(argv, environment, on_line=on_line) as child:
+        with _watch(folder) as closed, process.start(argv, environment, nice=nice, on_line=on_line) as child:
             yield Dump(child, folder, closed)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

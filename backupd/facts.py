@@ -175,6 +175,18 @@ def rewritten(
     return sorted(oid for oid in dumped if oid in before and now.get(oid) != before[oid])
 
 
+def vacuum_age(session: Session, application: str) -> int:
+    """How many transactions began since the oldest snapshot of that application's sessions in this database.
+
+    VACUUM may remove no row version that was dead only after it, in any table of the database.
+    """
+    query = (
+        "SELECT coalesce(max(age(backend_xmin)), 0)::int8 FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = %s AND pid <> pg_backend_pid()"
+    )
+    return int(session.row(query, [application])[0])
+
+
 def copying(session: Session) -> tuple[int, int]:
     """Bytes and rows that COPYs in the session's database have written so far (pg_stat_progress_copy)."""
     query = (

@@ -20,7 +20,7 @@ from backupd.manifest import Filter
 from backupd.selection import Wanted
 from backupd.selector import Label
 from backupd.settings import Settings
-from backupd.store import open_store
+from backupd.store import Store, open_store
 
 if TYPE_CHECKING:
     from backupd import dump, postgres, status
@@ -41,9 +41,14 @@ class Installation:
 
     def catalog(self) -> Catalog:
         """The backups in the store. Raises UsageError where none is set."""
-        return Catalog(
-            open_store(self.settings.store_url(), self.settings.s3_options()), self.keys(), self._identities()
-        )
+        store = open_store(self.settings.store_url(), self.settings.s3_options())
+        return Catalog(self._paced(store), self.keys(), self._identities())
+
+    def _paced(self, store: Store) -> Store:
+        from backupd.store.paced import Paced
+
+        rate = self.settings.store.limit_rate
+        return store if rate is None else Paced(store, rate)
 
     def keys(self) -> signing.Keys:
         """What is signed with, and whose signatures are believed. Raises UsageError where they do not fit."""
@@ -57,7 +62,8 @@ class Installation:
         if chosen is None:
             return None
         try:
-            return Catalog(open_store(chosen, self.settings.copy_s3_options()), self.keys(), self._identities())
+            store = open_store(chosen, self.settings.copy_s3_options())
+            return Catalog(self._paced(store), self.keys(), self._identities())
         except BackupdError as exc:
             exc.hint = exc.hint and exc.hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
             raise
@@ -120,6 +126,9 @@ class Installation:
             include=chosen.include,
             exclude=chosen.exclude,
             lock_wait_seconds=chosen.lock_wait.total_seconds(),
+            max_seconds=chosen.max_seconds,
+            vacuum_age=chosen.vacuum_age,
+            nice=chosen.nice,
         )
 
     def filter(self) -> Filter | None:

@@ -22,6 +22,7 @@ DRILL_URL_REASON = "should be postgresql://user@host:port/database or host=... u
 LABEL_LIMIT_BYTES = 100
 
 _ENDPOINT_REASON = "should be http:// or https:// with a host, and have no user, query or fragment"
+_SMALLEST_RATE = 1 << 10
 _COMMAND_REASON = "should be a program and its arguments, or a JSON list of them"
 _PING_REASON = "should be http:// or https:// with a host"
 _UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -36,6 +37,14 @@ def parse_duration(text: str) -> timedelta:
     if not duration:
         raise ValueError("should be a duration longer than none")
     return duration
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes, as `512K`, `10M` or `1G` (of 1024, as rclone has them)."""
+    match = re.fullmatch(r"([0-9]{1,12})([KMG]?)", text)
+    if match is None or (size := int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]) < _SMALLEST_RATE:
+        raise ValueError("should be a number of bytes from 1K on, such as 512K, 10M or 1G")
+    return size
 
 
 def parse_list(text: str) -> tuple[str, ...]:

@@ -125,14 +125,15 @@ def start(
     *,
     directory: Path | None = None,
     uid: int | None = None,
+    nice: int = 0,
     on_line: Callable[[str], None] | None = None,
 ) -> Iterator[Child]:
     """Starts a child; at the end of the block its whole process group is gone, however the block ends.
 
-    `on_line` gets each line of stderr, in a thread of its own. `uid` is the user (and group) to run as. stdout is
-    thrown away. Raises UsageError when the program cannot be started.
+    `on_line` gets each line of stderr, in a thread of its own. `uid` is the user (and group) to run as, `nice` what is
+    added to our own niceness. stdout is thrown away. Raises UsageError when the program cannot be started.
     """
-    popen = _spawn(argv, environment, directory, uid, subprocess.DEVNULL)
+    popen = _spawn(argv, environment, directory, uid, subprocess.DEVNULL, nice)
     child = Child(Path(argv[0]).name, popen, on_line)
     try:
         yield child
@@ -173,7 +174,12 @@ def find_program(name: str, path: str | None = None) -> str | None:
 
 @signals.whole
 def _spawn(
-    argv: Sequence[str], environment: Mapping[str, str], directory: Path | None, uid: int | None, stdout: int
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    directory: Path | None,
+    uid: int | None,
+    stdout: int,
+    nice: int = 0,
 ) -> subprocess.Popen[bytes]:
     if _libc is not None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -189,14 +195,16 @@ def _spawn(
             user=uid,
             group=uid,
             extra_groups=None if uid is None else [],
-            preexec_fn=partial(_die_with_parent, os.getpid()),
+            preexec_fn=partial(_begin, os.getpid(), nice),
         )
     except (OSError, ValueError, subprocess.SubprocessError) as exc:
         message = f"could not start {argv[0]}"
         raise UsageError(message, detail=f"{exc}.", hint="BACKUPD_DUMP__CLIENTS names folders of programs.") from exc
 
 
-def _die_with_parent(parent: int) -> None:
+def _begin(parent: int, nice: int) -> None:
+    """What the child does first: it dies with its parent, and is as nice as it was asked to be."""
+    os.nice(nice)
     if _libc is None:
         return
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

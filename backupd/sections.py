@@ -26,6 +26,7 @@ from backupd.notation import (
     check_ping_url,
     check_store_url,
     check_time_zone,
+    parse_bytes,
     parse_command,
     parse_duration,
     parse_folder,
@@ -138,6 +139,9 @@ class StoreSettings(BaseModel, frozen=True):
 
     url: Annotated[str, AfterValidator(check_store_url)] | None = Field(
         default=None, description="`file:///absolute/folder` or `s3://bucket/prefix`; most verbs need it"
+    )
+    limit_rate: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(
+        default=None, description="bytes a second that are sent at most, as `10M`; of the second store too"
     )
 
     @property
@@ -286,6 +290,16 @@ class DumpSettings(BaseModel, frozen=True):
     include: _Patterns = Field(default=(), description="only these tables, as `schema.table` or `schema.*`")
     exclude: _Patterns = Field(default=(), description="all but these tables")
     lock_wait: _Duration = Field(default=timedelta(seconds=60), description="how long pg_dump waits for a table's lock")
+    max_seconds: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="how long a dump may hold its snapshot, which keeps VACUUM from removing dead rows"
+    )
+    vacuum_age: Annotated[int, Field(ge=1)] = Field(
+        default=10_000_000,
+        description="transactions after whose beginning during a dump a warning says that it does so",
+    )
+    nice: Annotated[int, Field(ge=0, le=19)] = Field(
+        default=0, description="how much processor time pg_dump leaves to others, as `nice` has it"
+    )
     clients: Annotated[tuple[Path, ...], BeforeValidator(parse_folders)] = Field(
         default=(), description="folders with PostgreSQL's clients that are looked in first, separated by `:`"
     )

@@ -27,6 +27,7 @@ from fake_s3 import Fake, serve
 from store_memory import MemoryStore
 
 from backupd.store import S3Options, Store, open_store
+from backupd.store.paced import Paced
 
 ACCESS_KEY, SECRET_KEY = "AKIATESTTESTTESTTEST", "a-secret-that-no-message-may-hold"
 PART_BYTES = 5 << 20
@@ -159,11 +160,13 @@ def fake_s3(s3_credentials: None) -> Iterator[Callable[..., tuple[Fake, S3Server
         yield start
 
 
-@pytest.fixture(params=["memory", "local", "moto", "rclone", "fake"])
+@pytest.fixture(params=["memory", "paced", "local", "moto", "rclone", "fake"])
 def store_case(request: pytest.FixtureRequest, tmp_path: Path) -> StoreCase:
     """Each store in turn."""
     if request.param == "memory":
         return StoreCase("memory", MemoryStore(), list, sweeps=False)
+    if request.param == "paced":
+        return StoreCase("memory", Paced(MemoryStore(), 1 << 40), list, sweeps=False)
     if request.param == "local":
         root = tmp_path / "store"
         root.mkdir()

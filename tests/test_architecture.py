@@ -26,14 +26,19 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("parts of the shell", frozenset({"installation", "terminal", "render"})),
     ("settings", frozenset({"settings"})),
     ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill"})),
-    ("before a verb", frozenset({"notice", "preflight", "status"})),
+    ("before a verb", frozenset({"hold", "notice", "preflight", "status"})),
     ("before those", frozenset({"outline"})),
     ("memory", frozenset({"catalog"})),
     ("values for others", frozenset({"grants"})),
     ("its keys", frozenset({"layout"})),
     ("of what failed", frozenset({"failure"})),
     ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "roles", "swap", "target"})),
-    ("edges", frozenset({"archive", "dump", "hook", "postgres", "signing", "throwaway", "store.local", "store.s3"})),
+    (
+        "edges",
+        frozenset(
+            {"archive", "dump", "hook", "postgres", "signing", "throwaway", "store.local", "store.paced", "store.s3"}
+        ),
+    ),
     ("doors", frozenset({"encryption", "notify", "process", "scratch", "store"})),
     (
         "pure",
