@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from backupd import signals
+from backupd import signals, threads
 from backupd.errors import UsageError
 
 TAIL_LINES = 25
@@ -56,13 +56,16 @@ class Finished:
 class Child:
     """A running child, the leader of its process group."""
 
-    def __init__(self, name: str, popen: subprocess.Popen[bytes], on_line: Callable[[str], None] | None) -> None:
+    def __init__(self, name: str, popen: subprocess.Popen[bytes]) -> None:
         self.name = name
         self.pid = popen.pid
         self._popen = popen
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._reader = threading.Thread(target=self._read_stderr, args=(popen.stderr, on_line), daemon=True)
-        self._reader.start()
+        self._reader: threading.Thread | None = None
+
+    def listen(self, on_line: Callable[[str], None] | None) -> None:
+        """Begins to read stderr, as long as it is open. Raises UsageError where the system gives no thread."""
+        self._reader = threads.start(self._read_stderr, self._popen.stderr, on_line)
 
     def poll(self) -> int | None:
         """The exit status (negative: a signal's number), or None while the child runs."""
@@ -84,7 +87,7 @@ class Child:
     def stderr(self) -> str:
         """The last lines that the child wrote to stderr; all of them once it has ended."""
         if self.poll() is not None:
-            self._reader.join(timeout=1.0)  # a grandchild that lives on may hold the pipe open
+            self._wait_for_reader()
         return "\n".join(self._tail)
 
     def interrupt(self, number: int = signal.SIGINT) -> None:
@@ -101,8 +104,14 @@ class Child:
             self.wait(GRACE_SECONDS)
         self._signal_group(signal.SIGKILL)
         self._popen.wait()
-        self._reader.join(timeout=1.0)
+        self._wait_for_reader()
         _reap_group(self.pid)
+
+    def _wait_for_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.join(timeout=1.0)  # a grandchild that lives on may hold the pipe open
+        elif self._popen.stderr is not None:
+            self._popen.stderr.close()
 
     def _signal_group(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -134,8 +143,9 @@ def start(
     added to our own niceness. stdout is thrown away. Raises UsageError when the program cannot be started.
     """
     popen = _spawn(argv, environment, directory, uid, subprocess.DEVNULL, nice)
-    child = Child(Path(argv[0]).name, popen, on_line)
+    child = Child(Path(argv[0]).name, popen)
     try:
+        child.listen(on_line)
         yield child
     finally:
         child.end()

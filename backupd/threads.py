@@ -12,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
+from backupd.errors import UsageError
+
 _Result = TypeVar("_Result")
 _Value = TypeVar("_Value")
 
@@ -19,12 +21,24 @@ MADE_BYTES = 256 * 1024
 """How much is handed on at once by `through`."""
 
 
+def start(work: Callable[..., object], *arguments: object) -> threading.Thread:
+    """A thread that nobody waits for at the end of the process. Raises UsageError where the system gives none."""
+    thread = threading.Thread(target=work, args=arguments, daemon=True)
+    with _refused():
+        thread.start()
+    return thread
+
+
 @contextlib.contextmanager
 def pool(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """That many threads; all have ended after the block. When it raises, what has not begun never begins."""
+    """That many threads; all have ended after the block. When it raises, what has not begun never begins.
+
+    Raises UsageError where the system gives no thread.
+    """
     executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
     try:
-        yield executor
+        with _refused():
+            yield executor
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         raise
@@ -84,8 +98,7 @@ def through(work: Callable[["Given", "Made"], object], chunks: Iterable[bytes]) 
 
     source = (chunk for chunk in chunks if chunk)
     # a daemon, because one that was never told to end must not hold up the end of the process
-    thread = threading.Thread(target=run, name="through", daemon=True)
-    thread.start()
+    thread = start(run)
     try:
         while not isinstance(message := said.get(), Future):
             if message is None:
@@ -142,3 +155,15 @@ class Made:
         if self._pieces:
             self._said.put(bytes(self._pieces))
             self._pieces = bytearray()
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """Translates what Python says where a thread cannot be started; it has no class of its own."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if "can't start new thread" not in str(exc):
+            raise
+        hint = "Raise the limit on processes and threads: the container's pids limit, or `ulimit -u`."
+        raise UsageError("the system refused to start a thread", hint=hint) from exc

@@ -1,13 +1,16 @@
 """Threads: work beside, in order and bounded; a pool that gives up what has not begun."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
-from backupd import threads
+from backupd import process, threads
+from backupd.errors import UsageError
 
 
 def test_work_beside_is_done_in_order_and_all_of_it_after_the_block() -> None:
@@ -152,3 +155,30 @@ def test_work_that_nobody_waits_for_is_told_so_and_ends() -> None:
 
     assert threading.active_count() == before
     assert len(told) == 1
+
+
+@pytest.fixture
+def no_threads() -> Iterator[None]:
+    """A system that gives no thread: none has room for such a stack."""
+    threading.stack_size(1 << 46)
+    yield
+    threading.stack_size(0)
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_a_system_that_gives_no_thread_is_an_error_with_a_way_out() -> None:
+    with pytest.raises(UsageError, match="refused to start a thread") as raised, threads.pool(1, "test") as pool:
+        pool.submit(int)
+    assert "pids limit" in str(raised.value)
+    with pytest.raises(UsageError, match="refused to start a thread"):
+        threads.start(int)
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_a_child_whose_stderr_nobody_can_read_is_ended(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    argv = ["sh", "-c", f"echo $$ > {pid}; exec sleep 60"]
+    with pytest.raises(UsageError, match="refused to start a thread"), process.start(argv, {"PATH": os.defpath}):
+        pass
+    if pid.exists():  # else it was ended before it began
+        assert not Path(f"/proc/{pid.read_text().strip()}").exists()

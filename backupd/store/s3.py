@@ -19,7 +19,6 @@ import functools
 import hashlib
 import io
 import secrets
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from datetime import UTC, datetime
@@ -302,10 +301,9 @@ class _Upload(io.RawIOBase):
         self._wait(THREADS - 1)
         self._number += 1
         part: futures.Future[_Part] = futures.Future()
-        arguments = (part, self._upload, self._number, self._buffer)
-        self._buffer = bytearray()  # and not bytes, of which botocore would make a copy
+        data, self._buffer = self._buffer, bytearray()  # and not bytes, of which botocore would make a copy
+        threads.start(self._send, part, self._upload, self._number, data)
         self._under_way.add(part)
-        threading.Thread(target=self._send, args=arguments, daemon=True).start()
 
     def _wait(self, most: int) -> None:
         """Until no more parts are under way; raises what is wrong with one."""
