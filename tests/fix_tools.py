@@ -265,7 +265,8 @@ class Site:
         """No child is left, nothing is in scratch and temporary folder, nothing unfinished is in the store."""
         wait_until(lambda: not self.children(), "children are left", seconds)
         assert sorted(self.scratch.rglob("*")) == []
-        assert sorted(self.temporary.rglob("*")) == []
+        left = sorted(self.temporary.rglob("*"))
+        assert left == []
         assert [path for path in self.store.rglob(".*") if path.is_file()] == []
 
 

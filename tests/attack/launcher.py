@@ -1,0 +1,59 @@
+"""Runs the command line again and again in forks of a process that has imported all of it.
+
+A run of a small backup is mostly imports, and a fault among those attacks Python. A fork costs a millisecond, and
+nearly every system call that it makes is the program's own. Each request and each answer is a line; one run at a time.
+"""
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import botocore.loaders
+import botocore.session
+
+from backupd import __main__ as program
+from backupd import backup, cli, copy, drill, restore, swap, verify  # noqa: F401
+from backupd.store import local, s3  # noqa: F401
+
+
+def serve() -> None:
+    """Reads requests until there are no more: arguments, environment, files for output, and whether to wait first."""
+    _read_what_botocore_reads()
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _run(request)
+            return
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def _read_what_botocore_reads() -> None:
+    """Its descriptions of all services, 10,000 system calls in which ours would be lost."""
+    loader = botocore.loaders.create_loader()
+    botocore.session.create_loader = lambda search_path_string=None: loader
+    botocore.session.get_session().create_client("s3", region_name="us-east-1")
+
+
+def _run(request: dict[str, Any]) -> None:
+    """Becomes the command line; it leaves by SystemExit, as it always does."""
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    for number, path in ((1, request["stdout"]), (2, request["stderr"])):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    sys.argv = ["backupd", *request["arguments"]]
+    if request["stopped"]:
+        os.kill(os.getpid(), signal.SIGSTOP)  # until somebody traces it
+    program.main()
+
+
+if __name__ == "__main__":
+    serve()
