@@ -276,6 +276,7 @@ def _suspicion(catalog: Catalog, manifest: Manifest, promised: Contract) -> str 
         return None
     for broken in listing.broken:
         _log.warning("anomaly.unknown", key=broken.key, message=broken.error.message, action="backupd list")
+    _warn_of_clock(manifest, listing.backups)
     earlier = anomaly.predecessors(manifest, listing.backups)
     reasons = [*anomaly.in_all(manifest.totals, [each.manifest.totals for each in earlier])]
     if manifest.recipients:
@@ -283,6 +284,15 @@ def _suspicion(catalog: Catalog, manifest: Manifest, promised: Contract) -> str 
     else:
         reasons += anomaly.of_tables(promised.tables, _tables(catalog, earlier))
     return "; ".join(reasons) or None
+
+
+def _warn_of_clock(manifest: Manifest, backups: Sequence[Backup]) -> None:
+    """Says that this backup is not the newest one by its name, and so not `latest`, though it was taken last."""
+    newest = next(iter(backups), None)
+    if newest is not None and newest.manifest.started_at > manifest.started_at:
+        behind = (newest.manifest.started_at - manifest.started_at).total_seconds()
+        action = "set this machine's clock; until then `latest` is the other backup, and nothing is pruned"
+        _log.warning("clock.behind", newest=newest.id, backup=manifest.id, seconds=round(behind), action=action)
 
 
 def _tables(catalog: Catalog, backups: Sequence[Backup]) -> Iterator[Sequence[Table]]:
@@ -348,7 +358,7 @@ def _manifest(
         client_version=run.client.version,
         standby=run.access.standby,
         started_at=run.started_at,
-        finished_at=finished_at,
+        finished_at=max(finished_at, run.started_at),  # a clock may be set back meanwhile
         database_bytes=stream.facts.database_bytes,
         archive_bytes=written.archive_bytes,
         archive_sha256=written.archive_sha256,

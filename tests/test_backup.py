@@ -9,7 +9,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -502,6 +502,30 @@ for argument; do shift; set -- "$@" "$(printf %s "$argument" | sed "s|^--file=.*
     assert here.listed() == [taken.id]
     with postgres17.connect(database) as connection:
         assert taken.manifest.totals.rows == sum(count_rows(connection).values())
+
+
+# --- clocks
+
+
+def test_a_clock_behind_the_newest_backup_is_warned_of(
+    postgres17: PostgresServer, site: MakeSite, shop_of: Shop
+) -> None:
+    here, database = site(postgres17), shop_of(postgres17)
+    ahead = here.take(database, clock=lambda: datetime.now(UTC) + timedelta(hours=1))
+    ended = here.run("backup", database)
+    assert ended.code == 0, ended.stderr
+    (warned,) = [event for event in ended.events if event["event"] == "clock.behind"]
+    assert warned["newest"] == ahead.id
+    assert 3500 < warned["seconds"] <= 3600
+    assert here.listed() == [ahead.id, warned["backup"]]
+
+
+def test_a_clock_that_is_set_back_during_a_run_makes_no_backup_that_ended_before_it_began(
+    postgres17: PostgresServer, site: MakeSite, shop_of: Shop
+) -> None:
+    times = iter((NOW, NOW - timedelta(hours=1)))
+    taken = site(postgres17).take(shop_of(postgres17), clock=lambda: next(times)).manifest
+    assert (taken.started_at, taken.finished_at) == (NOW, NOW)
 
 
 # --- how the server is reached
