@@ -13,25 +13,25 @@ _ARCHIVE = b"an archive, as far as a list looks into one"
 _FIRST_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def fill(folder: Path, backups: int) -> None:
-    """Makes backups of four databases, an hour apart, in that folder, which is emptied first."""
+def fill(folder: Path, backups: int, databases: int = 4) -> None:
+    """Makes backups of that many databases, an hour apart, in that folder, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     catalog = Catalog(LocalStore(folder))
     for number in range(backups):
-        manifest = _manifest(number)
+        manifest = _manifest(number, number % databases)
         with catalog.store.create(archive_key(name_of(Backup(manifest)))) as stream:
             stream.write(_ARCHIVE)
         catalog.commit(manifest)
 
 
-def _manifest(number: int) -> Manifest:
+def _manifest(number: int, database: int) -> Manifest:
     started_at = _FIRST_AT + timedelta(hours=number)
     return Manifest(
         format=1,
         id=f"{started_at:%Y%m%dT%H%M%SZ}-{number:08x}",
         backupd_version="0.1.0",
-        source=Source("prod", f"app_{number % 4}", "7000000000000000001"),
+        source=Source("prod", f"app_{database}", "7000000000000000001"),
         server_version="17.10",
         server_version_num=170010,
         client_version="17.10",

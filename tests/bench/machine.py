@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ _PROGRAMS = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Machine:
-    """Where everything is. `bucket` is the folder that the S3 server shows, None where there is no S3 server."""
+    """Where everything is. `bucket` is the folder that the S3 server shows, None where there is no S3 server.
+
+    `requests` is where a link (`linked`) counts what is asked of the S3 server.
+    """
 
     clients: Path
     environment: dict[str, str]
@@ -45,6 +49,7 @@ class Machine:
     server_pid: int
     bucket: Path | None
     rclone_pid: int | None
+    requests: Path | None = None
 
     @property
     def scratch(self) -> Path:
@@ -65,6 +70,14 @@ class Machine:
         """A session in autocommit mode."""
         host, port, user = (self.environment[name] for name in ("PGHOST", "PGPORT", "PGUSER"))
         return psycopg.connect(host=host, port=port, user=user, dbname=database, autocommit=True)
+
+    def taken_requests(self) -> dict[str, int]:
+        """The requests by method since this was last called."""
+        if self.requests is None or not self.requests.exists():
+            return {}
+        counted = Counter(self.requests.read_text().split())
+        self.requests.write_text("")
+        return dict(counted)
 
     def settle(self) -> None:
         """Writes out what earlier runs left, so that the next one does not pay for it."""
@@ -99,6 +112,22 @@ def open_machine(parent: Path, shared_buffers: str) -> Iterator[Machine]:
             bucket=folder / "s3" / BUCKET if endpoint else None,
             rclone_pid=rclone_pid,
         )
+
+
+@contextlib.contextmanager
+def linked(machine: Machine, rate: float | None = None, delay_seconds: float = 0.0) -> Iterator[Machine]:
+    """The machine with a link before its S3 server that counts requests, and is slow where a rate is given."""
+    port = machine.environment["AWS_ENDPOINT_URL"].rpartition(":")[2]
+    counts = machine.folder / "requests"
+    counts.write_text("")
+    argv = [sys.executable, str(Path(__file__).parent / "link.py"), port, str(counts), "--delay", str(delay_seconds)]
+    argv += ["--rate", str(rate)] if rate is not None else []
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            endpoint = f"http://127.0.0.1:{child.stdout.readline().strip() if child.stdout else ''}"
+            yield replace(machine, environment={**machine.environment, "AWS_ENDPOINT_URL": endpoint}, requests=counts)
+        finally:
+            child.terminate()
 
 
 def find(program: str) -> str | None:

@@ -14,11 +14,12 @@ import measure
 from machine import BUCKET, Machine, find
 
 RESTORED = "restored"
+"""The database that every restore makes."""
 
-BARE_DUMP, TAR, GZIP, TAR_TO_S3 = "pg_dump -Fd -j2 zstd:1", "pg_dump -Ft", "pg_dump -Z6", "pg_dump -Ft, aws s3 cp"
-BARE_RESTORE = "pg_restore -Fd -j2"
+BARE_DUMP, BARE_RESTORE, SERIAL_RESTORE = "pg_dump -Fd -j2 zstd:1", "pg_restore -Fd -j2", "pg_restore -Fd -j1"
 TO_DISK, TO_S3 = "backupd to disk", "backupd to S3"
 FROM_DISK, FROM_S3 = "backupd from disk", "backupd from S3"
+ONE_TABLE = "one table from S3"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Pipeline:
     """Commands that are measured as one, and what is done before, unmeasured.
 
     `result` is emptied before, and what is in it afterwards was stored. `restores` is the database whose rows must
-    have come back.
+    have come back; with `drops` only a part of it came, and nothing is counted.
     """
 
     name: str
@@ -42,19 +43,22 @@ class Pipeline:
     result: Path | None = None
     before: tuple[Command, ...] = ()
     restores: str | None = None
+    drops: bool = False
 
 
 def run(machine: Machine, pipeline: Pipeline) -> measure.Sample:
     """Runs a pipeline once."""
-    _empty(machine.scratch)
+    empty(machine.scratch)
     if pipeline.result is not None:
-        _empty(pipeline.result)
+        empty(pipeline.result)
     for command in pipeline.before:
         _measured(machine, command)
     machine.settle()
     samples = [_measured(machine, command) for command in pipeline.commands]
     if pipeline.result is not None:
         samples.append(measure.Sample(stored_bytes=measure.file_bytes(pipeline.result)))
+    if pipeline.drops:
+        machine.drop(RESTORED)
     if pipeline.restores is not None:
         samples.append(measure.Sample(restored_rows=_restored_rows(machine, pipeline.name, pipeline.restores)))
     return measure.join(samples)
@@ -64,54 +68,65 @@ def dumps(machine: Machine, source: str) -> list[Pipeline]:
     """pg_dump by itself, and backupd to disk."""
     out = machine.peers / "out"
     return [
-        Pipeline(BARE_DUMP, (_bare_dump(machine, source, out),), machine.peers),
+        Pipeline(BARE_DUMP, (bare_dump(machine, source, out),), machine.peers),
         Pipeline(TO_DISK, (_backup(machine, source, machine.store),), machine.store),
     ]
 
 
-def backups(machine: Machine, source: str) -> list[Pipeline]:
-    """backupd to disk, what people use else, and the same to S3 where there is a server."""
-    plain = {TAR: ["-Ft", "-f", str(machine.peers / "out.tar")], GZIP: ["-Z6", "-f", str(machine.peers / "out.sql.gz")]}
-    found = dumps(machine, source)
-    for name, arguments in plain.items():
-        found.append(Pipeline(name, (_client(machine, "pg_dump", *arguments, source),), machine.peers))
-    if machine.bucket is not None:
-        found.append(Pipeline(TO_S3, (_backup(machine, source, machine.bucket),), machine.bucket))
-    if machine.bucket is not None and (aws := find("aws")) is not None:
-        tar = str(machine.scratch / "out.tar")
-        dump = _client(machine, "pg_dump", "-Ft", "-f", tar, source)
-        copy = Command((aws, "s3", "cp", "--only-show-errors", tar, f"s3://{BUCKET}/out.tar"))
-        found.append(Pipeline(TAR_TO_S3, (dump, copy), machine.bucket))
-    return found
+def to_s3(machine: Machine, source: str) -> list[Pipeline]:
+    """backupd to S3, where there is a server."""
+    if machine.bucket is None:
+        return []
+    return [Pipeline(TO_S3, (_backup(machine, source, machine.bucket),), machine.bucket)]
 
 
-def restores(machine: Machine, source: str) -> list[Pipeline]:
+def restores(machine: Machine, source: str, jobs: int = 2) -> list[Pipeline]:
     """pg_restore from a local folder, and backupd from disk and from S3; what they restore is made here."""
     dump, stores = machine.folder / "dump", {FROM_DISK: machine.store, FROM_S3: machine.bucket}
-    _measured(machine, _bare_dump(machine, source, dump))
-    create = _client(machine, "createdb", "--template=template0", RESTORED)
-    restore = _client(machine, "pg_restore", "-Fd", "-j2", "-d", RESTORED, str(dump))
-    found = [Pipeline(BARE_RESTORE, (restore,), before=(create,), restores=source)]
+    shutil.rmtree(dump, ignore_errors=True)
+    _measured(machine, bare_dump(machine, source, dump))
+    create = client(machine, "createdb", "--template=template0", RESTORED)
+    restore = client(machine, "pg_restore", "-Fd", f"-j{jobs}", "-d", RESTORED, str(dump))
+    name = BARE_RESTORE if jobs == 2 else SERIAL_RESTORE
+    found = [Pipeline(name, (restore,), before=(create,), restores=source)]
     for name, store in stores.items():
         if store is not None:
-            _empty(store)
+            empty(store)
             _measured(machine, _backup(machine, source, store))
-            command = Command((_backupd(), "restore", f"{source}@latest", "--as", RESTORED), _settings(machine, store))
-            found.append(Pipeline(name, (command,), restores=source))
+            found.append(Pipeline(name, (_restore(machine, source, store),), restores=source))
     return found
 
 
-def listing(machine: Machine, name: str, store: Path) -> Pipeline:
-    """`backupd list` of a store."""
-    return Pipeline(name, (Command((_backupd(), "list"), _settings(machine, store)),))
+def one_table(machine: Machine, source: str, table: str) -> Pipeline | None:
+    """Only that table, from the backup that `restores` left on S3."""
+    if machine.bucket is None:
+        return None
+    command = _restore(machine, source, machine.bucket)
+    return Pipeline(ONE_TABLE, (Command((*command.argv, "--table", table), command.settings),), drops=True)
 
 
-def _bare_dump(machine: Machine, source: str, folder: Path) -> Command:
+def _restore(machine: Machine, source: str, store: Path) -> Command:
+    return Command((_backupd(), "restore", f"{source}@latest", "--as", RESTORED), _settings(machine, store))
+
+
+def every_database(machine: Machine) -> Pipeline:
+    """backupd of every database of the server, to disk."""
+    return Pipeline(TO_DISK, (_backup(machine, "*", machine.store),), machine.store)
+
+
+def listing(machine: Machine, name: str, store: Path, *databases: str) -> Pipeline:
+    """`backupd list` of a store, or of one database in it."""
+    return Pipeline(name, (Command((_backupd(), "list", *databases), _settings(machine, store)),))
+
+
+def bare_dump(machine: Machine, source: str, folder: Path) -> Command:
+    """pg_dump as backupd runs it, with nothing around it."""
     arguments = ("-Fd", "-j2", "--compress=zstd:1", "--no-sync", "-f", str(folder))
-    return _client(machine, "pg_dump", *arguments, source)
+    return client(machine, "pg_dump", *arguments, source)
 
 
-def _client(machine: Machine, name: str, *arguments: str) -> Command:
+def client(machine: Machine, name: str, *arguments: str) -> Command:
+    """One of PostgreSQL's own programs."""
     return Command((str(machine.clients / name), *arguments))
 
 
@@ -150,6 +165,7 @@ def _restored_rows(machine: Machine, name: str, source: str) -> int:
     return sum(found.values())
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
+    """Makes that folder, or makes it anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -58,7 +58,7 @@ def table(samples: Samples) -> str:
         )
         for name, runs in samples.items()
     ]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def goals(found: Sequence[Goal]) -> str:
@@ -67,7 +67,7 @@ def goals(found: Sequence[Goal]) -> str:
         (goal.text, f"{goal.found:.2f} ({goal.range[0]:.2f}-{goal.range[1]:.2f})", f"<= {goal.limit:g}", _word(goal))
         for goal in found
     ]
-    return _markdown(("figure", "found (range)", "goal", ""), lines)
+    return markdown(("figure", "found (range)", "goal", ""), lines)
 
 
 def document(samples: Mapping[str, Samples], found: Sequence[Goal], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +106,8 @@ def _word(goal: Goal) -> str:
     return "met" if goal.met else "MISSED"
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown, its columns aligned."""
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
     rows = [head, ["-" * width for width in widths], *lines]
     return "\n".join(
