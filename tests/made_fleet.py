@@ -16,6 +16,7 @@ from backupd.manifest import Backup, Note, Totals
 from backupd.outline import Outline, TableLine
 from backupd.retention import Policy
 from backupd.selector import Label, Name, name_of
+from backupd.site import Holdings
 from backupd.status import Expected, Reading, Status, status
 
 NOW = datetime(2026, 11, 26, 9, 0, tzinfo=UTC)
@@ -211,3 +212,10 @@ def hostile() -> Status:
     found = [each for name in HOSTILE for each in backups_of(Kind(Label("prod", name), 1, 2, days=9))]
     evil = replace(found[0].manifest, suspect='<b>bold</b> & "quotes" ‮reversed', warnings=("<i>said</i>",))
     return seen([replace(found[0], manifest=evil), *found[1:]])
+
+
+def holdings(found: Status) -> Holdings:
+    """What a store would have answered for that status."""
+    backups = sorted((each for database in found.databases for each in database.backups), key=lambda each: each.id)
+    failures = tuple(each for database in found.databases for each in database.failures)
+    return Holdings(Listing(tuple(reversed(backups)), found.broken, failures=failures), found.outlines)
