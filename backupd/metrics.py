@@ -7,18 +7,25 @@ failure are told, not a state that the next event overwrites; which of them is l
 Labels are `server` and `database`, and words from short lists: no id, or each backup would be a new series for ever.
 """
 
+import contextlib
+import http.client
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from backupd import __version__
+from backupd.errors import StoreError
 from backupd.failure import Failure, is_current
 from backupd.manifest import Backup
 from backupd.selector import Label
 from backupd.status import Database, Expected, Status
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric as Family
 
 PUSH_TIMEOUT_SECONDS = 10.0
@@ -84,6 +91,9 @@ METRICS: tuple[Metric, ...] = (
 )
 """Every metric that there is; the README's table is this one."""
 
+_LABELS = {metric.name: metric.labels for metric in METRICS}
+_PUSH_HINT = "See BACKUPD_METRICS__PUSHGATEWAY_URL; backups are not hindered."
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -113,6 +123,13 @@ def samples(
     yield from _of_catalog(status)
     for (verb, result), count in (runs or {}).items():
         yield Sample("backupd_runs", (verb, result), count)
+
+
+def of_failure(label: Label, step: str, reason: str, at: datetime) -> Iterator[Sample]:
+    """What a run tells that failed and could not even read the store."""
+    names, moment = (label.server, label.database), at.timestamp()
+    yield Sample("backupd_backup_last_attempt_timestamp_seconds", names, moment)
+    yield Sample("backupd_backup_last_failure_timestamp_seconds", (*names, step, reason), moment)
 
 
 def _of_catalog(status: Status) -> Iterator[Sample]:
@@ -183,11 +200,17 @@ def _drills(backups: Sequence[Backup]) -> Iterator[tuple[str, float]]:
 
 def text(found: Iterable[Sample]) -> bytes:
     """The samples in Prometheus' text format, with help and type."""
-    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client import generate_latest
+
+    return generate_latest(_registry(found))
+
+
+def _registry(found: Iterable[Sample]) -> "CollectorRegistry":
+    from prometheus_client import CollectorRegistry
 
     registry = CollectorRegistry()
     registry.register(_Collector(tuple(_families(found))))
-    return generate_latest(registry)
+    return registry
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,3 +241,62 @@ def _families(found: Iterable[Sample]) -> Iterator["Family"]:
 
 def _utf8(label: str) -> str:
     return label.encode("utf-8", "replace").decode()
+
+
+def push(url: str, found: Iterable[Sample]) -> None:
+    """Adds what is told of each database to a Pushgateway, in a group of its own.
+
+    What is not told, as a last success by a run that could not read the store, stays there as it was. What is told of
+    no database stays out, since it would be as old as the last run. Raises StoreError.
+    """
+    from prometheus_client import pushadd_to_gateway
+
+    groups: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
+    for sample in found:
+        if _LABELS[sample.name][:2] == _DATABASE:
+            groups[sample.labels[:2]].append(sample)
+    for labels, samples_ in groups.items():
+        key = dict(zip(_DATABASE, map(_utf8, labels), strict=True))
+        try:
+            pushadd_to_gateway(url, JOB, cast(Any, _registry(samples_)), key, PUSH_TIMEOUT_SECONDS)
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            raise StoreError(f"could not push metrics to {url}", detail=f"{exc}.", hint=_PUSH_HINT) from None
+
+
+def write_file(path: Path, found: Sequence[Sample], whole: bool) -> None:
+    """Writes what is told into a file for node_exporter, which sees the old one or the new one and never a half.
+
+    Where it is not the whole, as by a run that could not read the store, what the file says beside it stays. Raises
+    StoreError.
+    """
+    if not whole:
+        told = {(sample.name, sample.labels[:2]) for sample in found}
+        found = [*found, *(each for each in _read_file(path) if (each.name, each.labels[:2]) not in told)]
+    made = path.with_name(f".{path.name}.{os.getpid()}")  # node_exporter reads what ends in .prom
+    try:
+        made.write_bytes(text(found))
+        made.chmod(0o644)
+        made.replace(path)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            made.unlink(missing_ok=True)
+        hint = "See BACKUPD_METRICS__TEXTFILE: its folder must be there, and writable."
+        raise StoreError(f"could not write metrics to {path}", detail=f"{exc.strerror}.", hint=hint) from None
+
+
+def _read_file(path: Path) -> list[Sample]:
+    """What a file of ours says; nothing where there is none, or it is no such file."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        if path.stat().st_size > FILE_LIMIT_BYTES:
+            return []
+        families = list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, IndexError):
+        return []
+    return [
+        Sample(family.name, tuple(each.labels.get(name, "") for name in _LABELS[family.name]), each.value)
+        for family in families
+        if family.name in _LABELS
+        for each in family.samples
+    ]

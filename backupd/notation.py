@@ -111,6 +111,13 @@ def parse_folders(text: str) -> tuple[Path, ...]:
         raise ValueError(f"should be absolute folders, separated by {os.pathsep!r}") from None
 
 
+def parse_textfile(text: str) -> Path:
+    """An absolute file that node_exporter reads, which are those that end in `.prom`."""
+    if not Path(text).is_absolute() or not Path(text).stem or Path(text).suffix != ".prom":
+        raise ValueError("should be an absolute file that ends in .prom")
+    return Path(text)
+
+
 def parse_jobs(text: str) -> int | str:
     """A number of jobs, or `auto`."""
     if text != "auto" and not re.fullmatch("[1-9][0-9]{0,2}", text):

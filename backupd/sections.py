@@ -37,6 +37,7 @@ from backupd.notation import (
     parse_list,
     parse_public_keys,
     parse_table_patterns,
+    parse_textfile,
 )
 from backupd.retention import Policy, written
 from backupd.schedule import Schedule, check_cron
@@ -269,6 +270,17 @@ class ExpectSettings(BaseModel, frozen=True):
     drill_within: _Duration | None = Field(default=None, description="the newest backup that a drill restored")
 
 
+class MetricsSettings(BaseModel, frozen=True):
+    """Where a run that ends tells its metrics, where no Prometheus can ask for them; `serve` has `/metrics`."""
+
+    pushgateway_url: Annotated[str, AfterValidator(check_endpoint_url)] | None = Field(
+        default=None, description="a Pushgateway"
+    )
+    textfile: Annotated[Path, BeforeValidator(parse_textfile)] | None = Field(
+        default=None, description="a file of node_exporter's textfile collector, such as `/metrics/backupd.prom`"
+    )
+
+
 class ServeSettings(BaseModel, frozen=True):
     """What `serve` shows to whom."""
 
@@ -397,6 +409,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "SCHEDULE": ScheduleSettings,
     "SIGNING": SigningSettings,
     "EXPECT": ExpectSettings,
+    "METRICS": MetricsSettings,
     "SERVE": ServeSettings,
     "DUMP": DumpSettings,
     "NOTIFY": NotifySettings,

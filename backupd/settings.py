@@ -34,6 +34,7 @@ from backupd.sections import (
     ExpectSettings,
     HookSettings,
     LogSettings,
+    MetricsSettings,
     NotifySettings,
     RetentionSettings,
     S3Settings,
@@ -71,6 +72,7 @@ class Settings:
     schedule: ScheduleSettings
     signing: SigningSettings
     expect: ExpectSettings
+    metrics: MetricsSettings
     serve: ServeSettings
     dump: DumpSettings
     notify: NotifySettings

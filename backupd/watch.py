@@ -83,12 +83,12 @@ class Watch(Generic[_Answer]):
             self._seen = Seen(self._ask(), self._now(), None, before.number + 1)
         except BackupdError as exc:
             if before.error is None:
-                _log.warning(f"{self.name}.failed", message=exc.message, detail=exc.detail, hint=exc.hint)
+                _log.warning("watch.failed", asked=self.name, message=exc.message, detail=exc.detail, hint=exc.hint)
             self._seen = Seen(before.answer, before.at, exc, before.number + 1)
         except Exception as exc:  # noqa: BLE001  # a bug here is told, and must not end what takes the backups
             if before.error is None:
-                _log.exception(f"{self.name}.failed")
+                _log.exception("watch.failed", asked=self.name)
             self._seen = Seen(before.answer, before.at, BackupdError(f"a bug: {exc!r}"), before.number + 1)
         else:
             if before.error is not None:
-                _log.info(f"{self.name}.recovered")
+                _log.info("watch.recovered", asked=self.name)

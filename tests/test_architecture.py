@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("shell", frozenset({"cli"})),
     ("verbs of the shell", frozenset(f"commands.{name}" for name in COMMANDS)),
     ("a run of theirs", frozenset({"commands.run"})),
-    ("what they share", frozenset({"commands", "commands.shared", "commands.tell"})),
+    ("what they share", frozenset({"commands", "commands.shared", "commands.monitor", "commands.tell"})),
     ("service", frozenset({"site"})),
     ("parts of the service", frozenset({"metrics", "scheduler", "serve", "watch"})),
     ("pages", frozenset({"web", "web.pages"})),

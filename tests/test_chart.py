@@ -37,13 +37,19 @@ SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(enc
 KUBERNETES = "1.34.0"
 RELEASE, NAME = "shop", "shop-backupd"
 JOBS = ("backup", "restore", "drill", "refresh")
-COMPONENTS = (*JOBS, "toolbox", "doctor")
+COMPONENTS = (*JOBS, "toolbox", "status", "doctor")
 OBJECTS = {
     "backup": f"CronJob/{NAME}",
     "restore": f"CronJob/{NAME}-restore",
     "drill": f"CronJob/{NAME}-drill",
     "refresh": f"CronJob/{NAME}-refresh",
     "toolbox": f"Deployment/{NAME}-toolbox",
+    "status": f"Deployment/{NAME}-status",
+    "service": f"Service/{NAME}-status",
+    "monitor": f"ServiceMonitor/{NAME}-status",
+    "entrance": f"NetworkPolicy/{NAME}-status",
+    "alerts": f"PrometheusRule/{NAME}",
+    "dashboard": f"ConfigMap/{NAME}-dashboard",
     "doctor": f"Pod/{NAME}-doctor",
     "claim": f"PersistentVolumeClaim/{NAME}",
     "account": f"ServiceAccount/{NAME}",
@@ -90,6 +96,14 @@ SERVICES: Mapping[str, Any] = {
     "source.services": [{"name": "prod", "host": "db.prod", "port": 5433}, {"name": "test", "host": "db.test"}],
 }
 TRIGGER: Mapping[str, Any] = {"trigger.rbac.enabled": True, "trigger.rbac.serviceAccountName": "app"}
+STATUS: Mapping[str, Any] = {"status.enabled": True, "status.oneNode": True}
+MONITOR: Mapping[str, Any] = {**STATUS, "status.serviceMonitor.enabled": True}
+WATCHED: Mapping[str, Any] = {
+    **MONITOR,
+    "status.existingSecret": "token",
+    "alerts.enabled": True,
+    "dashboard.enabled": True,
+}
 NETWORK: Mapping[str, Any] = {"networkPolicy.enabled": True}
 SECRET: Mapping[str, Any] = {"source.existingSecret": "postgres"}
 CONFIGMAP: Mapping[str, Any] = {"source.existingConfigMap": "postgres"}
@@ -111,12 +125,22 @@ WHOLE: Mapping[str, Mapping[str, Any]] = {
         **MASKED,
         **TRIGGER,
         **NETWORK,
+        **WATCHED,
         "backup.wait": 1,
         "extraEnvFrom": [{}],
     },
-    "s3": {**S3, **SECRET, **DRILL, **REFRESH, **NETWORK, "store.s3.existingSecret": "s3", "store.s3.region": "eu"},
+    "s3": {
+        **S3,
+        **SECRET,
+        **DRILL,
+        **REFRESH,
+        **NETWORK,
+        **STATUS,
+        "store.s3.existingSecret": "s3",
+        "store.s3.region": "eu",
+    },
     "fan-out": {**FANOUT, **DRILL, **MASKED, **TRIGGER, "scratch.storageClass": "fast", "source.secretKeys.pgpass": ""},
-    "services": {**SERVICES, **SECRET, **DRILL, **REFRESH, "source.secretKeys.pgpass": "pgpass"},
+    "services": {**SERVICES, **SECRET, **DRILL, **REFRESH, **STATUS, "source.secretKeys.pgpass": "pgpass"},
 }
 """Values that together bring out everything."""
 
@@ -181,7 +205,7 @@ def pod(objects: Rendered, component: str) -> Any:
     found = objects[OBJECTS[component]]["spec"]
     if component in JOBS:
         return found["jobTemplate"]["spec"]["template"]["spec"]
-    return found["template"]["spec"] if component == "toolbox" else found
+    return found["template"]["spec"] if component in ("toolbox", "status") else found
 
 
 def container(objects: Rendered, component: str) -> Any:
@@ -253,6 +277,7 @@ def section(setting: str, value: Any, shown: str, component: str = "backup") -> 
 
 
 KEEP = {"name": "x", "value": "y"}
+ENDPOINT = {"port": "http", "path": "/metrics"}
 TOLERATION = {"key": "backups", "operator": "Exists"}
 DIGEST = f"sha256:{'0' * 64}"
 
@@ -454,6 +479,26 @@ CASES: Mapping[str, Case] = {
     "refresh.podDeadlineSeconds": Case(60, "refresh.pod.activeDeadlineSeconds", 60, REFRESH),
     "toolbox.enabled": Case(False, "toolbox", None),
     "toolbox.replicas": Case(1, "toolbox.spec.replicas", 1),
+    "expect.backupWithin": section("EXPECT__BACKUP_WITHIN", "8d", "8d"),
+    "expect.verifyWithin": section("EXPECT__VERIFY_WITHIN", "8d", "8d"),
+    "expect.drillWithin": Case("8d", "status.env.BACKUPD_EXPECT__DRILL_WITHIN", "8d", STATUS),
+    "status.enabled": Case(True, "status.spec.replicas", 1, {"status.oneNode": True}),
+    "status.host": Case("::", "status.container.args", ["serve", "--host", "::", "--port", "8080"], STATUS),
+    "status.port": Case(80, "service.spec.ports.http", {"name": "http", "port": 80, "targetPort": "http"}, STATUS),
+    "status.refresh": Case("5min", "status.env.BACKUPD_SERVE__REFRESH", "5min", STATUS),
+    "status.existingSecret": Case("t", "status.env.BACKUPD_SERVE__TOKEN_FILE", "/etc/backupd/token/token", STATUS),
+    "status.secretKeys.token": Case("t", "status.pod.volumes.token.secret", secret("token", token="t"), WATCHED),
+    "status.serviceAnnotations": Case({"a": "b"}, "service.metadata.annotations", {"a": "b"}, STATUS),
+    "status.oneNode": Case(True, "status.spec.replicas", 1, {"status.enabled": True}),
+    "status.serviceMonitor.enabled": Case(True, "monitor.kind", "ServiceMonitor", STATUS),
+    "status.serviceMonitor.labels": Case({"a": "b"}, "monitor.metadata.labels.a", "b", MONITOR),
+    "status.serviceMonitor.interval": Case("60s", "monitor.spec.endpoints", [{**ENDPOINT, "interval": "60s"}], MONITOR),
+    "metrics.pushgatewayUrl": section("METRICS__PUSHGATEWAY_URL", "http://push:9091", "http://push:9091"),
+    "metrics.textfile": section("METRICS__TEXTFILE", "/t/b.prom", "/t/b.prom"),
+    "alerts.enabled": Case(True, "alerts.kind", "PrometheusRule"),
+    "alerts.labels": Case({"a": "b"}, "alerts.metadata.labels.a", "b", {"alerts.enabled": True}),
+    "dashboard.enabled": Case(True, "dashboard.metadata.labels.grafana_dashboard", "1"),
+    "dashboard.labels": Case({"a": "b"}, "dashboard.metadata.labels.a", "b", {"dashboard.enabled": True}),
     "serviceAccount.create": Case(False, "backup.pod.serviceAccountName", "default"),
     "serviceAccount.name": Case("mine", "backup.pod.serviceAccountName", "mine"),
     "serviceAccount.annotations": Case({"a": "b"}, "account.metadata.annotations", {"a": "b"}),
@@ -488,6 +533,8 @@ CASES: Mapping[str, Case] = {
 }
 
 TESTED_BELOW = {
+    "alerts.exclude",
+    "alerts.runbookUrl",
     "fullnameOverride",
     "networkPolicy.postgresPorts",
     "networkPolicy.storePorts",
@@ -517,6 +564,7 @@ MUST_BE_SET = {
     "refresh.sql.key",
     "refresh.target.host",
     "refresh.target.user",
+    "status.oneNode",
     "trigger.rbac.serviceAccountName",
 }
 """Values without which, and with what stands beside them in CASES, nothing is rendered."""
@@ -592,6 +640,12 @@ REFUSALS: Sequence[tuple[Mapping[str, Any], str]] = (
     ({"store.pvc.size": ""}, "the claim has no size: set store.pvc.size, such as 50Gi, or store.pvc.existingClaim"),
     ({"signing.publicKeys": [PUBLIC_KEY]}, "signing.publicKeys is set, but signing.existingSecret is not"),
     ({**SIGNING, "signing.secretKeys.key": ""}, "signing.existingSecret is set, but signing.secretKeys.key is not"),
+    ({"status.enabled": True}, "status would hold a volume that only one node may mount"),
+    ({"status.serviceMonitor.enabled": True}, "status.serviceMonitor is enabled, but status is not"),
+    (
+        {"alerts.exclude": ["Backup"]},
+        "alerts.exclude names Backup, and there is no such alert: there are BackupdBackup",
+    ),
     ({"schedule": ""}, 'no schedule: set schedule, such as "30 2 * * *"'),
     ({"backup.jobDeadlineSeconds": 21600}, "backup.jobDeadlineSeconds must be longer than backup.podDeadlineSeconds"),
     ({**FANOUT, "source.databases": ["app", "b*"]}, 'fanOut needs the names of databases, and "b*" is a pattern'),
@@ -701,7 +755,8 @@ ELSEWHERE = {
     "SCRATCH": {"directory", "limit"},  # a volume, and its size
     "STORE__S3": {"profile"},  # by extraEnv, like all of a second store: its credentials are a file
     **{name: set(SECTIONS[name].model_fields) for name in SECTIONS if name.startswith("COPY")},
-    **{name: set(SECTIONS[name].model_fields) for name in ("SCHEDULE", "EXPECT", "SERVE")},  # of the daemon
+    "SCHEDULE": set(SECTIONS["SCHEDULE"].model_fields),  # the CronJobs', in which nothing of ours keeps time
+    "SERVE": {"token"},  # a Secret
 }
 PLACES = {
     "SOURCE": "source",
@@ -711,6 +766,9 @@ PLACES = {
     "STORE__S3": "store.s3",
     "RETENTION": "retention",
     "SIGNING": "signing",
+    "EXPECT": "expect",
+    "METRICS": "metrics",
+    "SERVE": "status",
     "DUMP": "dump",
     "SCRATCH": "scratch",
     "LOG": "log",
@@ -1005,10 +1063,10 @@ def test_a_restore_has_no_arguments_so_that_its_environment_names_the_verb() -> 
 
 
 def test_a_restore_is_not_stopped_by_a_retention_that_is_wrong() -> None:
-    objects = render({**DRILL, **REFRESH})
+    objects = render({**DRILL, **REFRESH, **STATUS})
     with_retention = {c for c in COMPONENTS if "BACKUPD_RETENTION__KEEP_DAILY" in env(objects, c)}
 
-    assert with_retention == {"backup", "toolbox", "doctor"}
+    assert with_retention == {"backup", "toolbox", "status", "doctor"}
 
 
 def test_a_person_reads_what_the_toolbox_says() -> None:
@@ -1024,7 +1082,7 @@ def test_backups_are_filed_under_the_releases_name() -> None:
 
 
 def test_only_who_restores_has_the_target_and_its_password() -> None:
-    objects = render({**TARGET, **DRILL, **REFRESH})
+    objects = render({**TARGET, **DRILL, **REFRESH, **STATUS})
     having = {c for c in COMPONENTS if "BACKUPD_TARGET__PASSWORD_FILE" in env(objects, c)}
 
     assert having == {"restore", "toolbox", "doctor"}
@@ -1033,7 +1091,7 @@ def test_only_who_restores_has_the_target_and_its_password() -> None:
 
 
 def test_only_who_vouches_for_backups_has_the_signing_key_and_everybody_checks_it() -> None:
-    objects = render({**SIGNING, **DRILL, **REFRESH})
+    objects = render({**SIGNING, **DRILL, **REFRESH, **STATUS})
 
     assert {c for c in COMPONENTS if "BACKUPD_SIGNING__PUBLIC_KEYS" in env(objects, c)} == set(COMPONENTS)
     for signing in (
@@ -1130,7 +1188,9 @@ def test_the_target_of_refreshes_is_described_as_that_of_restores() -> None:
 
 def test_no_aws_variable_is_rendered_without_a_secret() -> None:
     for component in COMPONENTS:
-        assert not [name for name in env(render({**S3, **DRILL, **REFRESH}), component) if name.startswith("AWS_")]
+        assert not [
+            name for name in env(render({**S3, **DRILL, **REFRESH, **STATUS}), component) if name.startswith("AWS_")
+        ]
     assert "AWS_SESSION_TOKEN" not in env(render({**S3, "store.s3.existingSecret": "s3"}), "backup")
 
 
@@ -1248,3 +1308,64 @@ def test_the_test_of_a_release_is_the_doctor_and_its_log_stays() -> None:
     annotations = look(render(), "doctor.metadata.annotations")
 
     assert annotations == {"helm.sh/hook": "test", "helm.sh/hook-delete-policy": "before-hook-creation"}
+
+
+# --- the status page, alerts and the dashboard
+
+
+def test_the_page_has_no_schedule_writes_nothing_and_is_reached_while_it_lives() -> None:
+    objects = render({**WATCHED, **NETWORK})
+    shown = container(objects, "status")
+
+    assert shown["args"] == ["serve", "--host", "0.0.0.0", "--port", "8080"]
+    assert not [name for name in env(objects, "status") if "SCHEDULE" in name]
+    assert look(objects, "status.container.volumeMounts.store.readOnly") is True
+    assert (
+        shown["readinessProbe"]["httpGet"] == shown["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    )
+    assert look(objects, "service.spec.selector") == look(objects, "status.spec.selector.matchLabels")
+    assert (
+        look(objects, "monitor.spec.selector.matchLabels").items() <= look(objects, "service.metadata.labels").items()
+    )
+    assert look(objects, "entrance.spec.ingress") == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    [endpoint] = look(objects, "monitor.spec.endpoints")
+    assert endpoint["authorization"] == {"credentials": {"name": "token", "key": "token"}}
+
+
+def test_a_page_of_many_servers_has_no_source_of_its_own() -> None:
+    variables_ = env(render({**SERVICES, **SECRET, **STATUS, "source.secretKeys.pgpass": "pgpass"}), "status")
+
+    assert not [name for name in variables_ if name.startswith(("BACKUPD_SOURCE", "PG"))]
+
+
+def test_a_page_may_hold_a_volume_that_many_nodes_mount() -> None:
+    objects = render({"status.enabled": True, "store.pvc.accessModes": ["ReadWriteMany"]})
+
+    assert OBJECTS["status"] in objects
+    assert OBJECTS["status"] in render({"status.enabled": True, **S3})
+
+
+def rules(values: Mapping[str, Any]) -> Any:
+    """The alerts of a PrometheusRule."""
+    [group] = look(render({"alerts.enabled": True, **values}), "alerts.spec.groups")
+    return group["rules"]
+
+
+def test_every_alert_is_in_a_file_of_its_name_and_can_be_left_out() -> None:
+    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CHART / "rules").glob("*.yaml")}
+
+    assert {rule["alert"]: rule for rule in rules({})} == files
+    for name in files:
+        assert {rule["alert"] for rule in rules({"alerts.exclude": [name]})} == set(files) - {name}
+
+
+def test_a_runbooks_place_is_put_before_its_name() -> None:
+    for url in ("https://example.org/runbooks", "https://example.org/runbooks/"):
+        places = {rule["annotations"]["runbook_url"] for rule in rules({"alerts.runbookUrl": url})}
+        assert {place.rpartition("/")[0] for place in places} == {"https://example.org/runbooks"}
+
+
+def test_the_dashboard_is_the_file() -> None:
+    shown = look(render({"dashboard.enabled": True}), "dashboard.data.(backupd.json)")
+
+    assert json.loads(shown) == json.loads((CHART / "dashboard.json").read_text(encoding="utf-8"))

@@ -1,14 +1,21 @@
 """What a monitor is told, read as Prometheus reads it."""
 
+import http.server
 import os
 import re
 import shutil
+import socket
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fix_postgres import DatabaseFactory, PostgresServer
+from fix_tools import Site
 from made_backups import made_backup, made_manifest, made_note
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -197,3 +204,158 @@ def test_the_readmes_table_is_that_of_the_code() -> None:
     ]
 
     assert [re.sub(" +", " ", row) for row in table.splitlines()] == [re.sub(" +", " ", row) for row in rows]
+
+
+# --- pushed and written
+
+
+class Gateway(http.server.BaseHTTPRequestHandler):
+    """A Pushgateway, as far as it is asked: POST replaces metrics of those names in a group, and keeps others."""
+
+    groups: dict[str, Values]
+    status = 200
+
+    def do_POST(self) -> None:
+        text = self.rfile.read(int(self.headers["Content-Length"]))
+        found = values(text)
+        group = self.server.groups.setdefault(self.path, {})  # type: ignore[attr-defined]
+        told = {key[0] for key in found}
+        for key in [key for key in group if key[0] in told]:
+            del group[key]
+        group |= found
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        """Says nothing."""
+
+
+@dataclass
+class Pushed:
+    """What a Pushgateway was given, by the path of the group."""
+
+    url: str
+    groups: dict[str, Values]
+    server: Any
+
+
+@pytest.fixture
+def gateway() -> Iterator[Pushed]:
+    """A Pushgateway."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        server.groups, server.status = {}, 200  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield Pushed(f"http://127.0.0.1:{server.server_port}", server.groups, server)  # type: ignore[attr-defined]
+        server.shutdown()
+        thread.join()
+
+
+def samples(backups: Sequence[Backup], *failures: Failure) -> list[metrics.Sample]:
+    listing = Listing(tuple(backups), failures=failures)
+    return list(metrics.samples(status(listing, EXPECTED, Reading("", NOW), NOW), failures))
+
+
+FAILED = list(metrics.of_failure(Label("prod", "app"), "backup", "store", NOW))
+SUCCEEDED = ("backupd_backup_last_success_timestamp_seconds", "prod", "app")
+
+
+def test_each_database_is_pushed_into_a_group_of_its_own(gateway: Pushed) -> None:
+    metrics.push(gateway.url, samples([backup(timedelta(hours=1)), backup(timedelta(hours=1), "a/b")]))
+
+    plain, quoted = sorted(gateway.groups)
+    assert plain == "/metrics/job/backupd/database/app/server/prod"
+    assert quoted.startswith("/metrics/job/backupd/database@base64/")
+    assert SUCCEEDED in gateway.groups[plain]
+    assert {key[1:3] for key in gateway.groups[quoted]} == {("prod", "a/b")}
+
+
+def test_a_failure_that_is_pushed_leaves_the_last_success(gateway: Pushed) -> None:
+    metrics.push(gateway.url, samples([backup(timedelta(hours=1))]))
+    metrics.push(gateway.url, FAILED)
+    [group] = gateway.groups.values()
+
+    assert group[SUCCEEDED] == NOW.timestamp() - 3600
+    assert group["backupd_backup_last_failure_timestamp_seconds", "prod", "app", "backup", "store"] == NOW.timestamp()
+
+
+def test_a_gateway_that_refuses_or_is_not_there_is_an_error_of_ours(gateway: Pushed) -> None:
+    gateway.server.status = 400
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        dead = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    for url in (gateway.url, dead, "http://no.such.host.invalid:9091"):
+        with pytest.raises(StoreError, match="could not push metrics to http://"):
+            metrics.push(url, FAILED)
+
+
+def test_a_file_is_written_whole_and_readable_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "backupd.prom"
+    metrics.write_file(path, samples([backup(timedelta(hours=1))]), whole=True)
+
+    assert values(path.read_bytes())[SUCCEEDED]
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_that_is_written_leaves_the_last_success_and_other_databases(tmp_path: Path) -> None:
+    path = tmp_path / "backupd.prom"
+    metrics.write_file(path, samples([backup(timedelta(hours=1)), backup(timedelta(hours=1), "crm")]), whole=True)
+    before = values(path.read_bytes())
+    metrics.write_file(path, FAILED, whole=False)
+    after = values(path.read_bytes())
+
+    assert {key: after[key] for key in before if "attempt" not in key[0]} == {
+        key: value for key, value in before.items() if "attempt" not in key[0]
+    }
+    assert len(after) == len(before) + 1
+    metrics.write_file(path, samples([backup(timedelta(hours=1))]), whole=True)
+    assert not [key for key in values(path.read_bytes()) if "crm" in key]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"# HELP", b"x{", b'backupd_store_bytes{a="b"} x\n', b"other 1\n"]
+)
+def test_a_file_that_is_not_ours_is_replaced(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "backupd.prom"
+    path.write_bytes(content)
+    metrics.write_file(path, FAILED, whole=False)
+
+    assert len(values(path.read_bytes())) == 2
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="could not write metrics to"):
+        metrics.write_file(tmp_path / "none" / "backupd.prom", FAILED, whole=True)
+
+
+# --- by runs
+
+
+@pytest.mark.slow
+def test_a_run_tells_what_became_of_it_and_a_failure_leaves_the_last_success(
+    site: Callable[..., Site], postgres17: PostgresServer, database: DatabaseFactory, gateway: Pushed, tmp_path: Path
+) -> None:
+    name, path = database(postgres17), tmp_path / "backupd.prom"
+    here = site(postgres17, BACKUPD_METRICS__TEXTFILE=str(path), BACKUPD_METRICS__PUSHGATEWAY_URL=gateway.url)
+    success = ("backupd_backup_last_success_timestamp_seconds", "prod", name)
+    assert here.run("backup", name).code == 0
+    first = values(path.read_bytes())[success]
+
+    assert here.run("backup", name, BACKUPD_SOURCE__PORT="1").code == 18
+    for told in (values(path.read_bytes()), *gateway.groups.values()):
+        assert told[success] == first
+        assert told["backupd_backup_failures_in_a_row", "prod", name] == 1
+        assert told["backupd_backup_last_failure_timestamp_seconds", "prod", name, "backup", "database"] > first
+
+
+@pytest.mark.slow
+def test_a_monitor_that_cannot_be_told_fails_no_backup(
+    site: Callable[..., Site], postgres17: PostgresServer, database: DatabaseFactory
+) -> None:
+    dead = {"PUSHGATEWAY_URL": "http://127.0.0.1:1", "TEXTFILE": "/no/such/folder/backupd.prom"}
+    here = site(postgres17, **{f"BACKUPD_METRICS__{name}": value for name, value in dead.items()})
+    ended = here.run("backup", database(postgres17))
+
+    assert ended.code == 0
+    assert [each["event"] for each in ended.events].count("metrics.failed") == 2
+    assert len(here.listed()) == 1

@@ -85,6 +85,8 @@ def test_there_is_a_runbook_for_each_situation() -> None:
         "restore-one-table",
         "restore-into-a-new-cluster",
         "backup-is-failing",
+        "a-backup-is-bad",
+        "the-page-is-blind",
         "retention-is-frozen",
         "store-is-full",
         "tool-is-gone",

@@ -1,9 +1,9 @@
 """A run of a verb, and what everybody is told of it: the log, the store, people and monitors.
 
 Each step for a database fails by itself: it is logged, leaves a record in the store, and is raised at the end with the
-others. When the run is over one event says all of it, and notifications and the dead-man's switch go out. None of this
-may fail a run, or hide the first error: a store that is down takes no record, a dead notifier no message, and then that
-is logged.
+others. When the run is over one event says all of it, and monitors, people and the dead-man's switch are told. None of
+this may fail a run, or hide the first error: a store that is down takes no record, a dead notifier no message, and then
+that is logged.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from backupd import failure, hook, log, notice, settings
 from backupd.catalog import Catalog, new_id
-from backupd.commands import shared, tell
+from backupd.commands import monitor, shared, tell
 from backupd.errors import BackupdError, Interrupted, Locked, NoRoom, StoreError, UsageError, VersionMismatch
 from backupd.failure import Failure, Step
 from backupd.installation import Installation
@@ -208,6 +208,7 @@ def reported(verb: str, *, tells: bool = True, pings: bool = False) -> Iterator[
     except (Exception, Interrupted) as exc:
         code, reason = getattr(exc, "exit_code", BackupdError.exit_code), getattr(exc, "reason", BackupdError.reason)
         _log_finished(run, verb, began, code, reason)
+        _tell_monitors(run)
         if not run.told:  # it failed before any database was known
             run.notices.append(notice.of_error(verb, exc))
         if tells:
@@ -216,6 +217,7 @@ def reported(verb: str, *, tells: bool = True, pings: bool = False) -> Iterator[
             tell.ping(here, f"/{code}", f"{reason}: {exc}")
         raise
     _log_finished(run, verb, began, 0, "ok")
+    _tell_monitors(run)
     if tells:
         tell.send(here, run.notices)
     if pings:
@@ -232,6 +234,11 @@ def _log_finished(run: Run, verb: str, began: float, code: int, reason: str) -> 
         archive_bytes=sum(each.archive_bytes for each in run.outcomes),
         outcomes=[vars(each) for each in run.outcomes],
     )
+
+
+def _tell_monitors(run: Run) -> None:
+    failed = [(database, step, exc.reason) for database, step, exc in run.failed]
+    monitor.tell(run.here, run.found, monitor.Ended(run.databases, failed, shared.now()))
 
 
 def _log_failure(database: str, step: Step, exc: BackupdError) -> None:

@@ -17,7 +17,7 @@ No component has more than it needs: a drill and a refresh no password of the so
 wrong.
 */}}
 {{- define "backupd.env.parts" -}}
-{{- if not (has .component (list "drill" "refresh")) }}
+{{- if include "backupd.hasSource" . }}
 {{- include "backupd.env.source" . }}
 {{- else if not .root.Values.source.services }}
 - name: BACKUPD_SOURCE__SERVER
@@ -32,14 +32,26 @@ wrong.
 - name: BACKUPD_SIGNING__KEY_FILE
   value: /etc/backupd/signing/key
 {{- end }}
-{{- if has .component (list "backup" "toolbox" "doctor") }}
+{{- if has .component (list "backup" "toolbox" "doctor" "status") }}
 {{- include "backupd.env.retention" . }}
+{{- end }}
+{{- if has .component (list "backup" "drill" "status") }}
+{{- include "backupd.env.section" (dict "section" "EXPECT" "values" .root.Values.expect) }}
+{{- end }}
+{{- if has .component (list "backup" "drill") }}
+{{- include "backupd.env.section" (dict "section" "METRICS" "values" .root.Values.metrics) }}
 {{- end }}
 {{- include "backupd.env.how" . }}
 {{- if eq .component "backup" }}
 {{- with int64 .root.Values.backup.wait }}
 - name: BACKUPD_BACKUP_WAIT
   value: {{ . | quote }}
+{{- end }}
+{{- else if eq .component "status" }}
+{{- include "backupd.env.section" (dict "section" "SERVE" "values" (pick .root.Values.status "refresh")) }}
+{{- if .root.Values.status.existingSecret }}
+- name: BACKUPD_SERVE__TOKEN_FILE
+  value: /etc/backupd/token/token
 {{- end }}
 {{- else if eq .component "restore" }}
 - name: BACKUPD_COMMAND

@@ -1,5 +1,5 @@
 {{/*
-The one pod of backup, restore, drill, refresh, toolbox and doctor: no other file knows containers.
+The one pod of backup, restore, drill, refresh, toolbox, status and doctor: no other file knows containers.
 A pod template takes root, component and, where it has to end, podDeadlineSeconds.
 */}}
 {{- define "backupd.podTemplate" -}}
@@ -16,12 +16,12 @@ spec:
 
 {{- define "backupd.pod" -}}
 {{- $values := .root.Values -}}
-{{- if ne .component "toolbox" -}}
+{{- if not (has .component (list "toolbox" "status")) -}}
 restartPolicy: Never
 # The pod's own deadline, unlike its Job's, leaves its log and its termination message.
 activeDeadlineSeconds: {{ .podDeadlineSeconds }}
 terminationGracePeriodSeconds: {{ int64 $values.backup.terminationGracePeriodSeconds }}
-{{ else -}}
+{{ else if eq .component "toolbox" -}}
 # sleep takes no notice of SIGTERM.
 terminationGracePeriodSeconds: 1
 {{ end -}}
@@ -66,6 +66,8 @@ args: {{ toJson .args }}
 args: [{{ .component }}]
 {{- else if eq .component "toolbox" }}
 command: [sleep, infinity]
+{{- else if eq .component "status" }}
+{{- include "backupd.serves" . }}
 {{- end }}
 env:
   {{- include "backupd.env" . | nindent 2 }}
@@ -85,6 +87,24 @@ resources:
 {{- end }}
 volumeMounts:
   {{- include "backupd.mounts" . | nindent 2 }}
+{{- end }}
+
+{{/* The daemon, which has no schedule here. A page that says that the store is gone must be reachable: it is ready when it lives. */}}
+{{- define "backupd.serves" }}
+{{- $status := .root.Values.status }}
+args: [serve, --host, {{ $status.host | quote }}, --port, {{ int64 $status.port | quote }}]
+ports:
+  - name: http
+    containerPort: {{ int64 $status.port }}
+readinessProbe:
+  httpGet:
+    path: /healthz
+    port: http
+livenessProbe:
+  httpGet:
+    path: /healthz
+    port: http
+  timeoutSeconds: 10
 {{- end }}
 
 {{/* What a refresh begins with: the database that the last one kept is dropped, so that one old copy at most stays. */}}
@@ -139,6 +159,9 @@ volumeMounts:
 {{- if $values.store.pvc.enabled }}
 - name: store
   mountPath: /backups
+  {{- if eq .component "status" }}
+  readOnly: true
+  {{- end }}
 {{- end }}
 {{- range include "backupd.files" . | fromYamlArray }}
 - name: {{ .name }}
@@ -209,7 +232,7 @@ emptyDir:
 {{- define "backupd.files" -}}
 {{- $source := .root.Values.source }}
 {{- $target := include "backupd.target" . | fromYaml }}
-{{- if not (has .component (list "drill" "refresh")) }}
+{{- if include "backupd.hasSource" . }}
 {{- if $source.services }}
 - name: services
   configMap:
@@ -249,7 +272,14 @@ emptyDir:
 {{- end }}
 {{- end }}
 {{- end }}
-{{- if and $target.existingSecret (not (has .component (list "backup" "drill"))) }}
+{{- if eq .component "status" }}
+{{- with .root.Values.status }}
+{{- if .existingSecret }}
+{{- include "backupd.secretVolume" (dict "name" "token" "secret" .existingSecret "keys" (pick .secretKeys "token")) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and $target.existingSecret (not (has .component (list "backup" "drill" "status"))) }}
 {{- $keys := dict "password" $target.secretKeys.password }}
 {{- include "backupd.secretVolume" (dict "name" "target" "secret" $target.existingSecret "keys" $keys) }}
 {{- end }}

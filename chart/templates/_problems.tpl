@@ -169,6 +169,26 @@ All that is wrong with the values, one sentence a line: what the schema cannot s
 {{- end }}
 {{- end }}
 {{- end }}
+{{- with .Values.status }}
+{{- $pvc := $.Values.store.pvc }}
+{{- $held := and $pvc.enabled (not $pvc.existingClaim) (not (has "ReadWriteMany" $pvc.accessModes)) }}
+{{- if and .enabled $held (not .oneNode) }}
+- status would hold a volume that only one node may mount, and backups on others would wait for ever: use S3, or
+  store.pvc.accessModes [ReadWriteMany], or set status.oneNode where all pods run on one node
+{{- end }}
+{{- if and .serviceMonitor.enabled (not .enabled) }}
+- status.serviceMonitor is enabled, but status is not: there would be nothing to ask
+{{- end }}
+{{- end }}
+{{- $alerts := list }}
+{{- range $path, $_ := .Files.Glob "rules/*.yaml" }}
+{{- $alerts = append $alerts ($.Files.Get $path | fromYaml).alert }}
+{{- end }}
+{{- range .Values.alerts.exclude }}
+{{- if not (has . $alerts) }}
+- alerts.exclude names {{ . }}, and there is no such alert: there are {{ join ", " $alerts }}
+{{- end }}
+{{- end }}
 {{- with .Values.trigger.rbac }}
 {{- if and .enabled (not .serviceAccountName) }}
 - trigger.rbac is enabled: set trigger.rbac.serviceAccountName to who may start backups
