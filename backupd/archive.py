@@ -34,6 +34,11 @@ README_NAME = "README.txt"
 INDEX_LIMIT_BYTES = 128 << 20
 """Decoded size of the largest index that is read: 100,000 tables make about 40 MB."""
 
+INDEX_FREE_BYTES = 4 << 20
+"""Decoded size up to which an index may go whatever the archive's. Beyond that it must be smaller than twice the
+archive, where toc.dat lies as it is and has more to say of each table: 12 KB would else become 128 MiB of JSON, and
+those 2.5 GB of values (measured)."""
+
 MEMORY_LIMIT_BYTES = 256 << 20
 """The largest member that is read into memory: toc.dat, of which 100,000 tables make about 100 MB."""
 
@@ -156,14 +161,15 @@ def _exactly(name: str, size_bytes: int, source: BinaryIO, feed: Callable[[bytes
 def read_index(archive: Archive) -> Index:
     """The archive's index, by one range. Raises VerificationFailed where it is not the one that was written."""
     manifest, where = archive.manifest, f"of {archive.key}"
-    if manifest.index_bytes > INDEX_LIMIT_BYTES:
-        raise VerificationFailed(f"index {where} is larger than {INDEX_LIMIT_BYTES} bytes")
+    limit_bytes = min(INDEX_LIMIT_BYTES, INDEX_FREE_BYTES + 2 * manifest.archive_bytes)
+    if manifest.index_bytes > limit_bytes:
+        raise VerificationFailed(f"index {where} is larger than {limit_bytes} bytes")
     with archive.store.open(archive.key, manifest.index_offset, manifest.index_bytes) as stream:
         data = stream.read()
     if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise VerificationFailed(f"index {where} is damaged", detail="Its sha256 is not the manifest's.")
     data = b"".join(archive.opened(INDEX_NAME, [data]))
-    index = load_index(decode.unpack(data, INDEX_LIMIT_BYTES, f"index {where}"), where)
+    index = load_index(decode.unpack(data, limit_bytes, f"index {where}"), where)
     _check_layout(index, manifest, where)
     return index
 

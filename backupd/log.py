@@ -31,7 +31,9 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 MASK = "***"
 
 _SHORTEST_SECRET = 4
-_CONTROLS = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0)) if chr(number) not in "\n\t"}
+_UNSEEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)  # and what turns the direction of a line, or breaks it
 _SECRET_KEY = re.compile(r"(password|passphrase|secret|secret_?access_?key|(session|security)_?token)$", re.I)
 _QUOTED = r"""'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.)*\""""
 _NAMES = r"(?:password|passwd|passphrase|secret[_-]?(?:access[_-]?)?key|(?:session|security)[_-]?token|signature)"
@@ -127,7 +129,11 @@ class _Scrubber:
 
     def _text(self, value: object) -> str:
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        return scrub(text, self._secrets).translate(_CONTROLS)
+        return _UNSEEN.sub(_escaped, scrub(text, self._secrets))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def _adopt_libraries(shared: Sequence[Processor], renderer: Processor, stream: TextIO) -> None:

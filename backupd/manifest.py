@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Literal, TypeVar
 
@@ -32,6 +33,12 @@ MemberName = Annotated[str, Field(pattern=rf"^{MEMBER_PATTERN.pattern}$", max_le
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4})*$")]
+Moment = Annotated[AwareDatetime, Field(ge=datetime(2000, 1, 1, tzinfo=UTC), lt=datetime(9000, 1, 1, tzinfo=UTC))]
+"""A time that every zone's calendar has: nothing that is computed from it may overflow."""
+
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Whole = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
 
 
 @dataclass(frozen=True)
@@ -248,7 +255,7 @@ class Recovery:
 
     hot_standby_feedback: bool
     max_standby_streaming_delay: str
-    replay_lag_seconds: float | None
+    replay_lag_seconds: Real | None
 
 
 @dataclass(frozen=True)
@@ -263,11 +270,11 @@ class Manifest:
     backupd_version: str
     source: Source
     server_version: str
-    server_version_num: int
-    client_version: str
+    server_version_num: Count
+    client_version: Version
     standby: bool
-    started_at: AwareDatetime
-    finished_at: AwareDatetime
+    started_at: Moment
+    finished_at: Moment
     database_bytes: Count
     archive_bytes: Count
     archive_sha256: Sha256
@@ -276,7 +283,7 @@ class Manifest:
     index_sha256: Sha256
     totals: Totals
     compression: str
-    jobs: int
+    jobs: Count
     rewrite_check: str = "done"
     filter: Filter | None = None
     suspect: str | None = None
@@ -297,9 +304,9 @@ class Note:
 
     kind: NoteKind
     number: Count
-    at: AwareDatetime
+    at: Moment
     ok: bool
-    facts: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    facts: Mapping[str, str | Whole | Real | bool | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a quarter of a second of psycopg, which `list` does not nee
     from backupd.preflight import Plan as RestorePlan
     from backupd.restore import Restored
 
+_LONGEST_SECONDS = timedelta.max.total_seconds() - 1  # rounded
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -64,8 +65,8 @@ def age(since: datetime, now: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    return f"{seconds:.1f} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))
+    """Seconds as people say them; numbers come from notes that anybody may have written."""
+    return f"{seconds:.1f} s" if seconds < 120 else str(timedelta(seconds=round(min(seconds, _LONGEST_SECONDS))))
 
 
 def proof(backup: Backup) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from backupd import archive, dump, facts, log, postgres, preflight, roles, scratch, selection, swap, target, toc
+from backupd import archive, decode, dump, facts, log, postgres, preflight, roles, scratch, selection, swap, target, toc
 from backupd.catalog import Catalog
 from backupd.errors import AccessRefused, BackupdError, RestoreFailed, UsageError, VerificationFailed, VersionMismatch
 from backupd.estimate import restore_seconds
@@ -256,8 +256,9 @@ def fetch(
 ) -> None:
     """The dump's members into a new, empty folder, as pg_restore wants them, every sha256 checked.
 
-    Raises NoRoom, before a byte is read, where the folder or the limit has too little room. When this raises, they are
-    gone and the folder with them: half a dump must not be taken for one.
+    Raises NoRoom, before a byte is read, where the folder or the limit has too little room, and VerificationFailed
+    where pg_dump's lists among them would lead pg_restore to other files. When this raises, they are gone and the
+    folder with them: half a dump must not be taken for one.
     """
     wanted = list(preflight.needed(index))
     needed_bytes = sum(member.size_bytes for member in wanted)
@@ -265,12 +266,28 @@ def fetch(
     try:
         scratch.require_room(folder, needed_bytes, f"backup {backup.id}", limit_bytes)
         archive.fetch(catalog.archive(backup), wanted, folder, progress.advance)
+        _check_lists(folder)
     except BaseException:
         for member in wanted:
             (folder / member.name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it was not empty
             folder.rmdir()
         raise
+
+
+def _check_lists(folder: Path) -> None:
+    """Raises VerificationFailed where the dump's lists name files that pg_dump would not: pg_restore opens them all.
+
+    It looks at no path, and an archive may be somebody's who wants a file of this machine in his table.
+    """
+    for path in folder.iterdir():
+        if path.name == toc.NAME:
+            if path.stat().st_size > archive.MEMORY_LIMIT_BYTES:
+                raise VerificationFailed(f"toc.dat of the dump is larger than {archive.MEMORY_LIMIT_BYTES} bytes")
+            toc.read_toc(path.read_bytes())
+        elif decode.is_object_list(path.name):
+            with path.open("rb") as file:
+                toc.check_blobs_toc(file)
 
 
 def _choose_client(clients: list[dump.Client], manifest: Manifest, access: postgres.Access) -> dump.Client:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from backupd import log
+from backupd import log, render
 from backupd.progress import Progress
 
 EVENT_SECONDS = 30.0
@@ -53,14 +53,15 @@ def _bar() -> Iterator[Progress]:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[counts]}"), TransferSpeedColumn())
+    described = TextColumn("{task.description}", markup=False)  # a database may be called [/red]
+    columns = (described, BarColumn(), TextColumn("{task.fields[counts]}"), TransferSpeedColumn())
     with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", counts="", total=None)
 
         def show(progress: Progress) -> None:
             done_bytes = progress.done_bytes + progress.copying_bytes
             counts = f"{progress.done_members}/{progress.total_members} members, {progress.done_rows} rows"
-            text = f"{progress.stage} {progress.subject}"
+            text = render.printable(f"{progress.stage} {progress.subject}")
             bar.update(task, description=text, completed=done_bytes, total=progress.total_bytes or None, counts=counts)
 
         yield Progress(show)

@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 from backupd.errors import VerificationFailed, VersionMismatch
 from backupd.manifest import Sequence
@@ -32,6 +33,7 @@ _SECTIONS = {1: "none", 2: "pre-data", 3: "data", 4: "post-data"}
 _FILENAME = re.compile(r"[0-9]{1,10}\.dat|blobs(?:_[0-9]{1,10})?\.toc")
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 _BLOBS_LINE = re.compile(rb"([0-9]{1,10}) (blob_\1\.dat)\n")
+_BLOBS_LINE_BYTES = 40  # twice ten digits, and the words around them
 _VIA_ROOT = "-- load via partition root "
 _SETVAL = re.compile(r"SELECT pg_catalog\.setval\('.*', (-?[0-9]{1,19}), (true|false)\);\s*", re.DOTALL)
 _WORD = re.compile(r'"(?:[^"]|"")*"|[^\s"(),;]+|[(),;]')
@@ -130,12 +132,29 @@ def read_blobs_toc(data: bytes) -> dict[str, int]:
     """The files that one `blobs*.toc` lists, without a suffix of compression, and their large objects' OIDs."""
     files: dict[str, int] = {}
     for line in data.splitlines(keepends=True):
-        found = _BLOBS_LINE.fullmatch(line)
-        if found is None or found[2].decode() in files:
-            message = "a list of large objects in the dump is damaged"
-            raise VerificationFailed(message, detail=f"One of its lines is {line[:80]!r}.", hint=_DAMAGED_HINT)
-        files[found[2].decode()] = int(found[1])
+        name, oid = _large_object(line)
+        if name in files:
+            raise _damaged_list(line)
+        files[name] = oid
     return files
+
+
+def check_blobs_toc(file: BinaryIO) -> None:
+    """Raises VerificationFailed where a `blobs*.toc` names a file that pg_dump would not, however large the list is."""
+    while line := file.readline(_BLOBS_LINE_BYTES):
+        _large_object(line)
+
+
+def _large_object(line: bytes) -> tuple[str, int]:
+    found = _BLOBS_LINE.fullmatch(line)
+    if found is None:
+        raise _damaged_list(line)
+    return found[2].decode(), int(found[1])
+
+
+def _damaged_list(line: bytes) -> VerificationFailed:
+    message = "a list of large objects in the dump is damaged"
+    return VerificationFailed(message, detail=f"One of its lines is {line[:80]!r}.", hint=_DAMAGED_HINT)
 
 
 def table_data(toc: Toc) -> tuple[TableData, ...]:

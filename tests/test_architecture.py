@@ -85,6 +85,7 @@ EXCEPTIONS = {
     ("demo", "backup"),  # the demo is the other verbs, one after the other
     ("demo", "restore"),
     ("demo", "verify"),
+    ("terminal", "render"),  # what may be shown on one
     ("render", "restore"),  # for its type only
     ("render", "preflight"),
     ("store", "store.local"),  # open_store imports them where they are opened

@@ -116,11 +116,12 @@ def adopt(
     identity = backups[0].source.system_identifier
     older = [each for each in backups if each.source.system_identifier != identity]
     for each in older:
-        print(f"{'adopted' if yes else 'would adopt'} {name_of(each)} (was {each.source.system_identifier})")
+        was = render.printable(each.source.system_identifier)
+        print(f"{'adopted' if yes else 'would adopt'} {name_of(each)} (was {was})")
         if yes:
             found.note(each, "adopted", True, {"system_identifier": identity}, shared.now())
     if not older:
-        print(f"nothing to adopt: all {len(backups)} backups are of cluster {identity}")
+        print(f"nothing to adopt: all {len(backups)} backups are of cluster {render.printable(identity)}")
 
 
 @app.command()

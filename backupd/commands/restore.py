@@ -162,7 +162,7 @@ def restore(
         print(render.printable(line))
     seconds = ", ".join(f"{stage} {render.duration(spent)}" for stage, spent in restored.seconds.items())
     promised = "the chosen part of" if job.wanted else "what"
-    print(f"database {name} holds {promised} backup {chosen.id} promises ({seconds})")
+    print(render.printable(f"database {name} holds {promised} backup {chosen.id} promises ({seconds})"))
     if restored.kept is not None and restored.gap_seconds is not None:
         _print_swapped(name, restored.kept, restored.gap_seconds)
 
@@ -206,8 +206,12 @@ def _print_plan(plan: "preflight.Plan", errors: Sequence[BackupdError], as_json:
 
 
 def _print_swapped(live: str, kept: str, gap_seconds: float) -> None:
-    print(f"it is {live} now; nobody could connect for {gap_seconds:.3f} s; the old one is kept as {kept}")
-    print(f"`backupd undo {live}` swaps back; `backupd undo {live} --drop --yes` forgets the old one")
+    print(
+        render.printable(
+            f"it is {live} now; nobody could connect for {gap_seconds:.3f} s; the old one is kept as {kept}"
+        )
+    )
+    print(render.printable(f"`backupd undo {live}` swaps back; `backupd undo {live} --drop --yes` forgets the old one"))
 
 
 def _resume(live: str, other: str | None, as_json: bool) -> None:
@@ -226,12 +230,12 @@ def _resume(live: str, other: str | None, as_json: bool) -> None:
         shared.print_json(resumed)
         return
     for name in resumed.dropped:
-        print(f"dropped {name}, which had not proved equal: restore again")
+        print(render.printable(f"dropped {name}, which had not proved equal: restore again"))
     if resumed.swapped is not None:
-        print(f"database {live} holds what was restored and compared")
+        print(render.printable(f"database {live} holds what was restored and compared"))
         _print_swapped(live, resumed.swapped.kept, resumed.swapped.gap_seconds)
     elif not resumed.dropped:
-        print(f"nothing is left to do: no restore beside {live} was cut off")
+        print(render.printable(f"nothing is left to do: no restore beside {live} was cut off"))
 
 
 @app.command()
@@ -252,7 +256,7 @@ def undo(
         elif yes:
             names = swap.forget(access, maintenance, database)
             shared.print_json({"dropped": names}) if json_ else print(
-                f"dropped: {', '.join(names) or 'nothing was kept'}"
+                render.printable(f"dropped: {', '.join(names) or 'nothing was kept'}")
             )
             return
         else:
@@ -263,8 +267,12 @@ def undo(
     if json_:
         shared.print_json(swapped)
         return
-    print(f"database {database} is again what it was before")
-    print(f"nobody could connect for {swapped.gap_seconds:.3f} s; the other one is kept as {swapped.kept}")
+    print(render.printable(f"database {database} is again what it was before"))
+    print(
+        render.printable(
+            f"nobody could connect for {swapped.gap_seconds:.3f} s; the other one is kept as {swapped.kept}"
+        )
+    )
 
 
 def _refuse_to_drop(live: str, kept: Sequence[tuple[str, int]]) -> None:
