@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_keys import key_texts, made_keys, made_secret
 
@@ -74,6 +74,7 @@ def test_no_byte_of_a_signature_can_be_another() -> None:
             assert why_untrusted(TRUSTED, KEY, DATA, changed), (position, other)
 
 
+@settings(deadline=None)
 @given(position=st.integers(0, len(DATA) - 1), change=st.integers(1, 255))
 def test_no_byte_of_what_was_signed_can_be_another(position: int, change: int) -> None:
     changed = DATA[:position] + bytes([DATA[position] ^ change]) + DATA[position + 1 :]
@@ -81,6 +82,7 @@ def test_no_byte_of_what_was_signed_can_be_another(position: int, change: int) -
     assert why_untrusted(TRUSTED, KEY, changed, SIGNATURE) == "its signature is wrong"
 
 
+@settings(deadline=None)
 @given(start=st.integers(0, len(SIGNATURE)), length=st.integers(0, 20), put=st.binary(max_size=20))
 def test_nothing_can_be_cut_from_a_signature_or_put_into_it(start: int, length: int, put: bytes) -> None:
     changed = SIGNATURE[:start] + put + SIGNATURE[start + length :]
@@ -88,6 +90,7 @@ def test_nothing_can_be_cut_from_a_signature_or_put_into_it(start: int, length: 
     assert (why_untrusted(TRUSTED, KEY, DATA, changed) is None) == (changed == SIGNATURE)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_what_is_no_signature_is_refused_with_a_reason(noise: bytes) -> None:
     assert why_untrusted(TRUSTED, KEY, DATA, noise) == "its signature is not as backupd writes it"
