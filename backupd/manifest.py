@@ -418,9 +418,12 @@ class _Version:
     format: int
 
 
+_VERSION = TypeAdapter(_Version)
+
+
 def _refuse_future(data: bytes, name: str, where: str) -> None:
     try:
-        version = TypeAdapter(_Version).validate_json(data, strict=True).format
+        version = _VERSION.validate_json(data, strict=True).format
     except ValidationError as exc:
         raise _damaged(name, where, exc) from None
     if version > FORMAT:

@@ -27,7 +27,7 @@ from backupd.errors import (
     VerificationFailed,
     VersionMismatch,
 )
-from backupd.manifest import Backup, Filter, Manifest, NoteKind, to_json
+from backupd.manifest import FORMAT, Backup, Filter, Manifest, NoteKind, to_json
 from backupd.selector import Label, name_of
 from backupd.store import Entry, Store
 from backupd.store.local import LocalStore
@@ -255,7 +255,7 @@ def broken_files(tmp_path: Path) -> dict[str, tuple[str, type[Exception]]]:
     spoil(b"\xff\xfe\x00", "is damaged")
     spoil(b"[" * 100_000, "is damaged")
     spoil(b" " * (1 << 20) + whole, "is larger than 1048576 bytes")
-    spoil(json.dumps({**value, "format": 2}).encode(), "has format version 2", VersionMismatch)
+    spoil(json.dumps({**value, "format": FORMAT + 1}).encode(), f"has format version {FORMAT + 1}", VersionMismatch)
     spoil(json.dumps({**value, "id": "../../../etc/passwd"}).encode(), "is damaged")
     spoil(json.dumps({**value, "archive_bytes": -1}).encode(), "is damaged")
     spoil(json.dumps({**value, "archive_bytes": 7}).encode(), f"has {len(ARCHIVE)} bytes, its manifest says 7")
