@@ -12,6 +12,7 @@ _PERMISSIONS = (
 _REGION = "Set BACKUPD_STORE__S3__REGION to the bucket's region."
 _CHECKSUMS = "Set BACKUPD_STORE__S3__CHECKSUMS to when_required, or, with Object Lock, to when_supported or md5."
 _VIRTUAL = "Set BACKUPD_STORE__S3__ADDRESSING to virtual."
+ADDRESSING = "Set BACKUPD_STORE__S3__ADDRESSING to path."
 _PARTS = "Set BACKUPD_STORE__S3__PART_LIMIT to the number of parts that the service allows, such as 1000."
 NO_RANGES = "The service gave more than the range; where BACKUPD_STORE__S3__SSE is set, unset it, else use another."
 RULE = "Let a lifecycle rule of the bucket remove it: `backupd doctor --print-lifecycle` prints one."

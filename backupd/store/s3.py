@@ -196,11 +196,16 @@ class S3Store:
     def _pages(self, prefix: str, **limit: int) -> Iterator[Mapping[str, Any]]:
         """What a list answers. A service that knows only its first version refuses the second, or answers the first.
 
-        That has no token for the next page, and whoever did not look would take the first page for all.
+        That has no token for the next page, and whoever did not look would take the first page for all; and a service
+        that knows no bucket in the host answers with its list of buckets, in which there are no objects.
         """
         asked: dict[str, Any] = {**self._bucket, "Prefix": prefix, **limit}
         try:
-            for page in self._client.get_paginator("list_objects_v2").paginate(**asked):
+            pages: Iterator[Any] = iter(self._client.get_paginator("list_objects_v2").paginate(**asked))
+            for page in pages:
+                if "Name" not in page and "Contents" not in page:
+                    detail = "The answer names no bucket: that in the URL's host was not understood."
+                    raise StoreError(f"could not list {self._url}", detail=detail, hint=answers.ADDRESSING)
                 if page.get("IsTruncated") and not page.get("NextContinuationToken"):
                     break
                 yield page
