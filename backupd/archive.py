@@ -64,6 +64,14 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Content:
+    """What a member holds once it is decrypted, and how long that is."""
+
+    size_bytes: int
+    chunks: Iterator[bytes]
+
+
+@dataclass(frozen=True)
 class Archive:
     """An archive to be read: where it lies, what its manifest says of it, and what opens it if it is encrypted."""
 
@@ -76,6 +84,13 @@ class Archive:
     def sealed(self) -> bool:
         """Whether nothing in it can be read here but its README.txt."""
         return bool(self.manifest.recipients) and not self.identities
+
+    def content(self, member: Member, stored: Iterable[bytes]) -> Content:
+        """A member's content from its stored bytes, and how long it is."""
+        if not self.manifest.recipients or member.name == README_NAME:
+            return Content(member.size_bytes, iter(stored))
+        size_bytes, stored = encryption.peek(stored, member.size_bytes)
+        return Content(size_bytes, self.opened(member.name, stored))
 
     def opened(self, name: str, stored: Iterable[bytes]) -> Iterator[bytes]:
         """A member's content from its stored bytes, all of which are read."""
@@ -111,7 +126,10 @@ class Writer:
 
         Raises VerificationFailed where the stream is shorter or longer.
         """
-        chunks = _exactly(name, size_bytes, source, feed)
+        return self.add_chunks(name, size_bytes, _exactly(name, size_bytes, source, feed))
+
+    def add_chunks(self, name: str, size_bytes: int, chunks: Iterable[bytes]) -> Member:
+        """Adds a member of exactly that size. Raises VerificationFailed where the chunks have another."""
         if not self._recipients or name == README_NAME:
             return self._store(name, name, size_bytes, chunks)
         with encryption.encrypt(chunks, size_bytes, self._recipients) as encrypted:
@@ -174,14 +192,14 @@ def read_index(archive: Archive) -> Index:
     return index
 
 
-def verify(archive: Archive, index: Index, look: Callable[[Member, Iterator[bytes]], object]) -> None:
+def verify(archive: Archive, index: Index, look: Callable[[Member, Content], object]) -> None:
     """Reads the whole archive once, in order; `look` gets each member with its content, and may leave some unread.
 
     Raises VerificationFailed at the first member, or at the end, whose sha256 is wrong, or where the size is.
     """
     for member, group in groupby(_proven(archive, index), key=itemgetter(0)):
         if member is not None:
-            look(member, archive.opened(member.name, map(itemgetter(1), group)))
+            look(member, archive.content(member, map(itemgetter(1), group)))
 
 
 def copy(archive: Archive, index: Index | None, write: Callable[[bytes], object]) -> None:

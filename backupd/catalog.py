@@ -172,6 +172,14 @@ class Catalog:
         self._write_signed(key, data)
         return backup
 
+    def announce(self, name: Name, rekeyed_from: str, now: datetime) -> None:
+        """Writes the note `rekeyed` of a backup that does not exist yet: for a day its remains are not swept.
+
+        Who rekeys does not hold the source's lock, and may have no access to it.
+        """
+        data = to_json(Note("rekeyed", 1, now, True, {"from": rekeyed_from}))
+        self._write_signed(note_key(name, "rekeyed", 1), data)
+
     def sign(self, backup: Backup) -> Backup:
         """Signs a backup's manifest, which must be the one that was read; a signature that is there is replaced."""
         self.require_signer()
@@ -257,9 +265,9 @@ class Catalog:
     def sweep(self, server: str, database: str, idle_since: datetime) -> Sequence[str]:
         """Removes what interrupted runs left of one database: orphans and unfinished writes. Returns their names.
 
-        Only under the source's lock: nothing is live there, so that an orphan is nobody's. Unfinished writes must be
-        without news since `idle_since`, since an upload shows no owner. What these credentials may not remove stays,
-        and is said: remains are no reason to take no backup.
+        Only under the source's lock: nothing is live there, so that an orphan is nobody's. Unfinished writes, and what
+        was announced, must be without news since `idle_since`, since an upload shows no owner. What these credentials
+        may not remove stays, and is said: remains are no reason to take no backup.
         """
         prefix, swept = _prefix(server, database), list[str]()
         try:
@@ -267,6 +275,8 @@ class Catalog:
         except AccessRefused as exc:
             _log.warning("orphan.retained", message=exc.message, detail=exc.detail, action=_LIFECYCLE)
         for files in list(self._scan(prefix)):
+            if any(entry.modified_at >= idle_since for _, entry in files.notes.get("rekeyed", ())):
+                continue  # somebody may be about to publish it
             if files.remains and files.manifest is None and not self._exists(manifest_key(files.name)):
                 swept += self._remove(files.remains)
         return swept

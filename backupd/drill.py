@@ -33,7 +33,7 @@ from backupd.errors import (
     VerificationFailed,
     VersionMismatch,
 )
-from backupd.manifest import Backup, Contract
+from backupd.manifest import Backup, Contract, superseded
 from backupd.progress import Progress
 from backupd.selector import name_of
 
@@ -95,8 +95,9 @@ def next_undrilled(backups: Sequence[Backup]) -> Backup | None:
     """The backup whose drill is due: by turns, the newest of each database, if it was not drilled yet.
 
     Databases that never had a drill come first, then those whose last one is longest ago. Filtered and suspect backups
-    are passed over. None where every newest one was drilled.
+    are passed over, and those that were rekeyed. None where every newest one was drilled.
     """
+    rekeyed = superseded(backups)
     newest: dict[tuple[str, str], Backup] = {}
     drilled_at: dict[tuple[str, str], datetime] = {}
     for backup in sorted(backups, key=lambda backup: (backup.manifest.started_at, backup.id)):
@@ -104,7 +105,7 @@ def next_undrilled(backups: Sequence[Backup]) -> Backup | None:
         note = backup.note("drilled")
         if note is not None:
             drilled_at[label] = max(note.at, drilled_at.get(label, note.at))
-        if backup.manifest.filter is None and backup.suspect is None:
+        if backup.manifest.filter is None and backup.suspect is None and backup.id not in rekeyed:
             newest[label] = backup
     due = {label: backup for label, backup in newest.items() if backup.note("drilled") is None}
     never = datetime.min.replace(tzinfo=UTC)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -160,6 +161,16 @@ def encrypt(chunks: Iterable[bytes], size_bytes: int, recipients: Sequence[str])
             yield from made
 
         yield Encrypted(stored_bytes, rest())
+
+
+def peek(stored: Iterable[bytes], stored_bytes: int) -> tuple[int, Iterator[bytes]]:
+    """How long the content of that age file is, and the same bytes again; 0 where it has no whole header."""
+    source, head = iter(stored), b""
+    while not (end := _MAC_LINE.search(head)) and len(head) <= HEADER_LIMIT_BYTES and (chunk := next(source, b"")):
+        head += chunk
+    payload_bytes = stored_bytes - end.end() - _NONCE_BYTES if end else 0
+    tags = -(-payload_bytes // (_CHUNK_BYTES + _TAG_BYTES))
+    return max(0, payload_bytes - tags * _TAG_BYTES), chain([head], source)
 
 
 def decrypt(chunks: Iterable[bytes], identities: Identities, what: str) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ FORMAT.md is the full text of format version 1.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -292,7 +292,7 @@ class Manifest:
     recovery: Recovery | None = None
 
 
-NoteKind = Literal["verified", "drilled", "pinned", "adopted", "retired", "confirmed"]
+NoteKind = Literal["verified", "drilled", "pinned", "adopted", "retired", "confirmed", "rekeyed"]
 
 
 @dataclass(frozen=True)
@@ -352,9 +352,20 @@ class Backup:
         confirmed = self.note("confirmed")
         return None if confirmed is not None and confirmed.ok else self.manifest.suspect
 
+    @property
+    def rekeyed_from(self) -> str | None:
+        """The id of the backup of which it is the content under other keys; None where it was taken itself."""
+        rekeyed = self.note("rekeyed")
+        return str(rekeyed.facts.get("from", "")) if rekeyed is not None and rekeyed.ok else None
+
     def note(self, kind: NoteKind) -> Note | None:
         """The note of that kind that counts."""
         return max((note for note in self.notes if note.kind == kind), key=lambda note: note.number, default=None)
+
+
+def superseded(backups: Iterable[Backup]) -> frozenset[str]:
+    """The ids of those that a good one among them replaced under other keys: they stay, and count for nothing."""
+    return frozenset(backup.rekeyed_from for backup in backups if backup.rekeyed_from and backup.suspect is None)
 
 
 def format_of(recipients: tuple[str, ...]) -> int:

@@ -110,6 +110,8 @@ def _remarks(backup: Backup) -> list[str]:
         remarks.append("filtered")
     if backup.pinned:
         remarks.append("pinned")
+    if backup.rekeyed_from:
+        remarks.append("rekeyed")
     return remarks
 
 

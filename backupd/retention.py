@@ -10,7 +10,8 @@ whether a scope is frozen. Unlike restic there is no extra backup for the oldest
 Good means not suspect. Only good backups fill a rule or the floor. A suspect one is measured against the good ones
 newer than it and stays where those leave a rule unfilled: it never displaces a good one, and what may be the only
 trace of a day is not thrown away. A pinned one stays, and the others fare as if it were not there: pinning removes
-nothing else, and whoever deletes a pinned one by hand still has what the policy promises. So does one that is not
+nothing else, and whoever deletes a pinned one by hand still has what the policy promises. So does one that was rekeyed,
+which would else fill a place twice, and is left to whoever may still have its old keys; and so does one that is not
 trusted, which should be signed and is not: whoever can write to the store must not decide what else goes, or stays.
 """
 
@@ -21,7 +22,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
 from backupd.errors import UsageError
-from backupd.manifest import Backup, Filter
+from backupd.manifest import Backup, Filter, superseded
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ class Plan:
 def plan(backups: Sequence[Backup], policy: Policy | None, now: datetime) -> Plan:
     """The decision for each of `backups`; their order does not matter. Without a policy everything is kept."""
     scopes: dict[Scope, list[Backup]] = defaultdict(list)
+    rekeyed = superseded(backups)
     for backup in backups:
-        if backup.untrusted is None:
+        if backup.untrusted is None and backup.id not in rekeyed:
             scopes[scope_of(backup)].append(backup)
     decisions: list[Decision] = []
     frozen: list[Frozen] = []
@@ -117,7 +119,7 @@ def plan(backups: Sequence[Backup], policy: Policy | None, now: datetime) -> Pla
         stops = [*_mixed(scope, scopes), *_doubtful(newest_first[0], policy, now)]
         frozen += [Frozen(scope, reason) for reason in stops]
         decisions += [_unless_frozen(decision, stops) for decision in _decide(newest_first, policy)]
-    return Plan((*decisions, *_left_alone(backups)), tuple(frozen))
+    return Plan((*decisions, *_left_to_others(backups)), tuple(frozen))
 
 
 def reach(policy: Policy) -> timedelta | None:
@@ -133,10 +135,17 @@ def scope_of(backup: Backup) -> Scope:
     return Scope(source.server, source.database, source.system_identifier, backup.manifest.filter)
 
 
-def _left_alone(backups: Sequence[Backup]) -> Iterator[Decision]:
+def _left_to_others(backups: Sequence[Backup]) -> Iterator[Decision]:
     untrusted = [backup for backup in backups if backup.untrusted is not None]
-    for backup in sorted(untrusted, key=lambda backup: (_order(scope_of(backup)), backup.id)):
+    later = {backup.rekeyed_from: backup.id for backup in backups if backup.rekeyed_from and backup.suspect is None}
+    for backup in sorted((each for each in backups if each.id in later and each.untrusted is None), key=_by_scope):
+        yield Decision(backup, True, (f"rekeyed as {later[backup.id]}, so left to `backupd delete`",))
+    for backup in sorted(untrusted, key=_by_scope):
         yield Decision(backup, True, (f"not trusted, so left alone: {backup.untrusted}",))
+
+
+def _by_scope(backup: Backup) -> tuple[object, ...]:
+    return *_order(scope_of(backup)), backup.id
 
 
 def _order(scope: Scope) -> tuple[str, str, str, bool, tuple[str, ...], tuple[str, ...]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from backupd.errors import UsageError
-from backupd.manifest import Backup
+from backupd.manifest import Backup, superseded
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 _NAME_LIMIT_BYTES = 255  # of a file name; a database name has at most 63 bytes, 189 of them encoded
@@ -103,12 +103,13 @@ def pick(backups: Sequence[Backup], text: str) -> Backup:
 
     `latest` is the newest complete backup, be it suspect: to skip that silently would give older data than was asked
     for, so the caller warns. `before:TIME` is the newest complete one that started before then, as its id says;
-    a time without a zone is UTC. Filtered backups are named by id only.
+    a time without a zone is UTC. Filtered backups are named by id only, and so are those that were rekeyed.
     """
     what = text.rpartition("@")[2]
     found = list(backups)
     if _is_by_time(what):
-        found = [backup for backup in found if backup.manifest.filter is None]
+        rekeyed = superseded(found)
+        found = [backup for backup in found if backup.manifest.filter is None and backup.id not in rekeyed]
     if what.startswith(_BEFORE):
         limit = _time(what.removeprefix(_BEFORE))
         found = [backup for backup in found if backup.manifest.started_at < limit]

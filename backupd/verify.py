@@ -91,29 +91,40 @@ def _require_no_doubt(backup: Backup, proven: Facts) -> None:
 
 def _read(stored: archive.Archive, progress: Progress) -> int:
     index = archive.read_index(stored)
-    members = len(index.contract.tables) + len(index.contract.large_objects)
-    progress.begin("verify", stored.manifest.id, members, stored.manifest.archive_bytes)
-    reader = _Reader(index, progress)
+    reader = Reader(index, progress)
+    progress.begin("verify", stored.manifest.id, reader.expected, stored.manifest.archive_bytes)
     archive.verify(stored, index, reader)
-    if reader.decoded != members:
-        raise VerificationFailed(f"archive {stored.key} holds {reader.decoded} of {members} members")
-    return reader.decoded
+    return reader.finish(stored.key)
 
 
-class _Reader:
-    """Takes each member's content, decodes it, and compares it with the contract."""
+class Reader:
+    """Decodes each member and compares it with the contract; what it is given, it gives on."""
 
     def __init__(self, index: Index, progress: Progress) -> None:
         self._promised = _promises(index.contract)
         self._progress = progress
+        self.expected = len(index.contract.tables) + len(index.contract.large_objects)
         self.decoded = 0
 
-    def __call__(self, member: Member, content: Iterator[bytes]) -> None:
+    def finish(self, key: str) -> int:
+        """How many members were decoded. Raises VerificationFailed where some of the contract's are not there."""
+        if self.decoded != self.expected:
+            raise VerificationFailed(f"archive {key} holds {self.decoded} of {self.expected} members")
+        return self.decoded
+
+    def __call__(self, member: Member, content: archive.Content) -> None:
+        """Reads a member to its end."""
+        for _ in self.proven(member, content.chunks):
+            pass
+
+    def proven(self, member: Member, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The same chunks; raises VerificationFailed, at the end, where they are not what the index promises."""
         decoder = decode.Decoder(member.name) if decode.is_data(member.name) else None
-        for chunk in content:
+        for chunk in chunks:
             self._progress.advance(len(chunk))
             if decoder is not None:
                 decoder.feed(chunk)
+            yield chunk
         if decoder is None:
             return
         if decoder.finish() != self._promised.get(member.name):

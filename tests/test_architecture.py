@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("parts of pages", frozenset({"web.charts", "web.commands", "web.summary", "web.text"})),
     ("parts of the shell", frozenset({"installation", "terminal", "render"})),
     ("settings", frozenset({"settings"})),
-    ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill"})),
+    ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill", "rekey"})),
     ("before a verb", frozenset({"hold", "notice", "preflight", "status"})),
     ("before those", frozenset({"outline"})),
     ("memory", frozenset({"catalog"})),
@@ -86,6 +86,7 @@ EXCEPTIONS = {
     ("demo", "restore"),
     ("demo", "verify"),
     ("terminal", "render"),  # what may be shown on one
+    ("rekey", "verify"),  # what is encrypted anew is proven as there
     ("render", "restore"),  # for its type only
     ("render", "preflight"),
     ("store", "store.local"),  # open_store imports them where they are opened

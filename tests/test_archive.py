@@ -418,8 +418,9 @@ def verified(made: Made) -> dict[str, bytes]:
     """What `verify` gave of each member."""
     fed: dict[str, bytes] = {}
 
-    def look(member: Member, content: Iterator[bytes]) -> None:
-        fed[member.name] = b"".join(content)
+    def look(member: Member, content: archive.Content) -> None:
+        fed[member.name] = b"".join(content.chunks)
+        assert len(fed[member.name]) == content.size_bytes
 
     archive.verify(made.archive, made.index, look)
     return fed
@@ -428,7 +429,7 @@ def verified(made: Made) -> dict[str, bytes]:
 def test_verify_reads_the_archive_once_and_gives_every_member(sizes: Made) -> None:
     watched, ended = WatchedStore(sizes.store), list[str]()
 
-    def look(member: Member, _: Iterator[bytes]) -> None:
+    def look(member: Member, _: archive.Content) -> None:
         ended.append(member.name)
 
     archive.verify(archive.Archive(watched, KEY, sizes.manifest), sizes.index, look)

@@ -1,4 +1,4 @@
-"""`backup` and `copy`: what is taken, pruned after, copied, and how several databases' failures end."""
+"""`backup`, `copy` and `rekey`: what is taken, pruned after, copied, and how several databases' failures end."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from backupd import catalog, hook, log, render, retention, terminal
 from backupd.commands import shared
 from backupd.commands.run import Run, reported
 from backupd.errors import BackupdError, StoreError, UsageError
-from backupd.manifest import Backup
+from backupd.manifest import Backup, superseded
 from backupd.selector import name_of
 
 if TYPE_CHECKING:
@@ -158,3 +158,46 @@ def copy(
         return
     said = "is now" if copied.new else "is already"
     print(f"{name_of(chosen)}: {said} in {second.store.url}, {render.size(chosen.manifest.archive_bytes)}")
+
+
+@app.command()
+def rekey(
+    backups: Annotated[list[str], typer.Argument(metavar="ID...|all", help="Backups, or all that need it.")],
+    json_: shared.Json = False,
+) -> None:
+    """Encrypt backups anew, to the recipients of today: a new backup of each; the old one stays until it is deleted.
+
+    From clear to encrypted too. Each is read to its end and decoded on the way; what is encrypted needs identities.
+    """
+    from backupd import rekey as verb
+
+    here = shared.installation()
+    found, recipients = here.catalog(), here.settings.recipients()
+    chosen = _to_rekey(found, recipients) if backups == ["all"] else [found.find(text) for text in backups]
+    failures = []
+    with terminal.shown() as progress:
+        for each in chosen:
+            try:
+                rekeyed = verb.rekey(found, each, recipients, shared.now, progress)
+            except BackupdError as exc:
+                failures.append((each.id, exc))
+                _log.error("rekey.failed", backup=str(name_of(each)), message=exc.message, detail=exc.detail)
+                continue
+            said = "is now" if rekeyed.new else "is already"
+            shared.print_json({"rekeyed_from": each.id, **shared.backup_json(rekeyed.backup)}) if json_ else print(
+                f"{name_of(each)}: {said} {rekeyed.backup.id}"
+            )
+    if not chosen and not json_:
+        print("nothing to rekey: every backup is encrypted to these recipients, or was rekeyed to them")
+    shared.raise_failures(failures, len(chosen), "backups were not rekeyed")
+
+
+def _to_rekey(found: catalog.Catalog, recipients: tuple[str, ...]) -> list[Backup]:
+    """What is not encrypted to exactly these recipients, and was not rekeyed yet; oldest first."""
+    backups = found.backups().backups
+    rekeyed = superseded(backups)
+    return [
+        each
+        for each in reversed(backups)
+        if each.id not in rekeyed and each.untrusted is None and set(each.manifest.recipients) != set(recipients)
+    ]
