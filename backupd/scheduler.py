@@ -29,7 +29,10 @@ Verb = Literal["backup", "drill", "prune"]
 ABORT_SECONDS = 20.0
 """How long a run has to clean up when the daemon is stopped; what is left of it then is killed."""
 
-_AGAIN = timedelta(minutes=1)  # until a catalog that could not be read is read again
+SOURCE_PATIENCE = timedelta(minutes=10)
+"""How long a server may take to start before a backup fails for it: after a reboot it starts together with us."""
+
+_AGAIN = timedelta(minutes=1)  # until what could not be asked is asked again
 _LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
 _NO_RUN = frozenset({"interrupted", "locked"})
 _log = log.get_logger()
@@ -45,11 +48,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known before a run: the server's backups and failures, which labels are expected, and its filter."""
+    """What is known before a run: the server's backups and failures, which labels are expected, and its filter.
+
+    `unreachable` is why the source cannot say which labels are expected, where it was asked and cannot.
+    """
 
     listing: Listing
     expected: Collection[Label] | None
     filter: Filter | None = None
+    unreachable: BackupdError | None = None
 
 
 def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
@@ -90,6 +97,7 @@ class Scheduler:
     now: Callable[[], datetime]
     who: str
     tried: dict[Verb, Slot] = field(default_factory=dict)
+    waiting_since: dict[Verb, datetime] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Leaves out the prune of the slot that has begun: it leaves no trace, and every backup is followed by one."""
@@ -110,13 +118,23 @@ class Scheduler:
         if now < due_at(planned.schedule, slot, self.who):
             return None
         try:
-            arguments = outstanding(planned.verb, slot, self.know())
+            known = self._known(planned.verb, now)
         except BackupdError as exc:
             self.tried[planned.verb] = Slot(now, now + _AGAIN)
-            _log.error("run.postponed", verb=planned.verb, message=exc.message, detail=exc.detail, hint=exc.hint)
+            _log.warning("run.postponed", verb=planned.verb, message=exc.message, detail=exc.detail, hint=exc.hint)
             return None
         self.tried[planned.verb] = slot
+        arguments = outstanding(planned.verb, slot, known)
         return None if arguments is None else self.start(arguments)
+
+    def _known(self, verb: Verb, now: datetime) -> Known:
+        """What is known; raises where the store cannot be read, and for some time where the source cannot be asked."""
+        known = self.know()
+        since = self.waiting_since.setdefault(verb, now)
+        if verb == "backup" and known.unreachable is not None and now - since < SOURCE_PATIENCE:
+            raise known.unreachable
+        del self.waiting_since[verb]
+        return known
 
 
 def run_child(arguments: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -1,12 +1,19 @@
-"""compose.yaml, which people copy: it is well-formed, and what it sets exists."""
+"""compose.yaml, which people copy: it is well-formed, what it sets exists, and it does what it says."""
 
+import contextlib
+import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fix_tools import wait_until
+from test_image import Image, image
 
-from backupd import __version__, settings
+from backupd import __version__, settings, signals
 from backupd.sections import RUN_VARIABLES, variables
+
+__all__ = ["image"]  # a fixture
 
 yaml: Any = pytest.importorskip("yaml")
 
@@ -47,8 +54,77 @@ def test_every_volume_and_secret_is_declared(compose: dict[str, Any]) -> None:
     assert {each for one in services for each in one["secrets"]} == set(compose["secrets"])
 
 
+def test_the_page_is_published_on_this_host_only(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        assert all(each.startswith("127.0.0.1:") for each in service.get("ports", ()))
+
+
+def test_it_may_clean_up_for_as_long_as_a_run_may_take_to_end(compose: dict[str, Any]) -> None:
+    assert int(compose["services"]["backupd"]["stop_grace_period"].removesuffix("s")) > signals.GRACE_SECONDS
+
+
 def test_the_password_is_in_no_variable(compose: dict[str, Any]) -> None:
     names = [name for one in compose["services"].values() for name in one["environment"] if "PASSWORD" in name]
 
     assert names
     assert all(name.endswith("_FILE") for name in names)
+
+
+# --- started
+
+
+def options(service: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a service says, as the engine's API has it; volumes are folders."""
+    mounts = {str(folder / name): {"bind": place} for name, place in (each.split(":") for each in service["volumes"])}
+    secrets = {str(folder / name): {"bind": f"/run/secrets/{name}", "mode": "ro"} for name in service["secrets"]}
+    return {
+        "environment": {name: str(value) for name, value in service["environment"].items()},
+        "volumes": mounts | secrets,
+        "tmpfs": dict.fromkeys(service.get("tmpfs", ()), ""),
+        "read_only": service.get("read_only", False),
+        "cap_drop": service.get("cap_drop"),
+        "security_opt": [each.removesuffix(":true") for each in service.get("security_opt", ())],
+        "detach": True,
+    }
+
+
+def fetch(port: int, path: str) -> str:
+    """What the page answers; nothing while it does not."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+    return ""
+
+
+@pytest.mark.container
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_it_takes_a_backup_at_once_and_shows_it(compose: dict[str, Any], image: Image, tmp_path: Path) -> None:
+    """Both have one network, since a name like `postgres` needs an engine that has names."""
+    services = compose["services"]
+    for name in compose["volumes"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o777)
+    (tmp_path / "postgres-password").write_text("a password")
+    tmp_path.chmod(0o755)
+    server = options(services["postgres"], tmp_path)
+    server["environment"]["POSTGRES_PASSWORD"] = "a password"  # a stand-in knows no file
+    server["environment"].pop("POSTGRES_PASSWORD_FILE")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        published = {"hostname": "postgres", "ports": {"8080/tcp": ("127.0.0.1", port)}}
+        run = image.engine.containers.run
+        postgres = run("docker.io/library/postgres:17", **server, **published)
+        stack.callback(postgres.remove, force=True, v=True)
+        shared = {"network_mode": f"container:{postgres.id}"}
+        backupd = run(image.name, services["backupd"]["command"], **options(services["backupd"], tmp_path), **shared)
+        stack.callback(backupd.remove, force=True)
+        good = 'backupd_backups{database="app",server="postgres",state="good"} 1.0'
+        wait_until(lambda: good in fetch(port, "/metrics"), "there is no backup", 90)
+        page, ready = fetch(port, "/"), fetch(port, "/readyz")
+        backupd.stop(timeout=30)
+        ended = backupd.wait()["StatusCode"]
+
+    assert "postgres/app" in page
+    assert ready == "ready\n"
+    assert ended == 0

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from made_backups import made_backup, made_manifest, made_note
 
 from backupd.catalog import Listing
-from backupd.errors import StoreError
+from backupd.errors import DatabaseError, StoreError
 from backupd.failure import Failure
 from backupd.manifest import Backup, Filter
 from backupd.schedule import Schedule
@@ -39,6 +39,7 @@ class World:
     filter: Filter | None = None
     outcome: str = "ok"
     unreadable: bool = False
+    unreachable: bool = False
     runs: list[tuple[str, str]] = field(default_factory=list)
 
     def daemon(self, *planned: Planned) -> Scheduler:
@@ -50,7 +51,10 @@ class World:
     def know(self) -> Known:
         if self.unreadable:
             raise StoreError("no route to the store")
-        return Known(Listing(tuple(self.backups), failures=tuple(self.failures)), self.expected, self.filter)
+        listing = Listing(tuple(self.backups), failures=tuple(self.failures))
+        if self.unreachable:
+            return Known(listing, None, self.filter, DatabaseError("the database system is starting up"))
+        return Known(listing, self.expected, self.filter)
 
     def start(self, arguments: Sequence[str]) -> int:
         self.runs.append((f"{self.clock:%d %H:%M}", " ".join(arguments)))
@@ -157,12 +161,32 @@ def test_a_backup_with_another_filter_is_no_substitute() -> None:
     assert len(world.runs) == 1
 
 
-def test_a_source_that_cannot_be_asked_does_not_keep_from_trying() -> None:
-    world = World(at("20 10:00"), expected=None, outcome="database")
+def test_a_source_that_is_starting_is_waited_for() -> None:
+    world = World(at("20 10:00"), unreachable=True)
+    daemon = world.daemon()
+    world.live(daemon, "20 10:05", timedelta(seconds=20))
+    world.unreachable = False
+    world.live(daemon, "21 02:00")
+
+    assert [moment[:-1] for moment, _ in world.runs] == ["20 10:0"]
+
+
+def test_a_source_that_stays_away_is_a_failure_that_is_recorded() -> None:
+    world = World(at("20 10:00"), unreachable=True, outcome="database")
     world.backups.append(made_backup(made_manifest(at("19 02:30"))))
+    world.live(world.daemon(), "21 02:00", timedelta(minutes=1))
+
+    assert world.runs == [("20 10:10", "backup")]
+
+
+def test_databases_that_nobody_named_are_those_of_the_catalog() -> None:
+    world = World(at("20 10:00"), expected=None)
+    world.backups += [
+        made_backup(made_manifest(at(day), database=name)) for day, name in (("20 02:30", "app"), ("19 02:30", "crm"))
+    ]
     world.live(world.daemon(), "20 12:00")
 
-    assert world.runs == [("20 10:00", "backup")]
+    assert world.runs == [("20 10:00", "backup -- crm")]
 
 
 def test_a_catalog_that_cannot_be_read_puts_a_run_off_until_it_can() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from backupd import catalog, log, signals
 from backupd.commands import shared
-from backupd.errors import Interrupted, reason_of
+from backupd.errors import BackupdError, Interrupted, reason_of
 from backupd.installation import Installation
 from backupd.selector import Name, name_of
 
@@ -113,8 +113,12 @@ def _planned(here: Installation) -> "list[scheduler.Planned]":
 def _know(here: Installation, found: catalog.Catalog) -> "scheduler.Known":
     from backupd import scheduler
 
-    expected = here.expected()
-    return scheduler.Known(found.backups(here.settings.server_label), expected, here.filter())
+    listing = found.backups(here.settings.server_label)
+    try:
+        expected = here.ask_expected() if here.names_databases else None
+    except BackupdError as exc:
+        return scheduler.Known(listing, None, here.filter(), exc)
+    return scheduler.Known(listing, expected, here.filter())
 
 
 class _Reader:
