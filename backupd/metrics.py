@@ -104,20 +104,16 @@ class Sample:
     value: float
 
 
-def samples(
-    status: Status, failures: Iterable[Failure] = (), runs: Mapping[tuple[str, str], int] | None = None
-) -> Iterator[Sample]:
-    """All that there is to tell; `failures` are the store's, newest first, `runs` a daemon's by verb and result."""
-    newest: dict[Label, Failure] = {}
-    for failure in failures:
-        newest.setdefault(failure.label, failure)
+def samples(status: Status, runs: Mapping[tuple[str, str], int] | None = None) -> Iterator[Sample]:
+    """All that there is to tell; `runs` are a daemon's, by verb and result."""
     for database in status.databases:
         label = (database.label.server, database.label.database)
-        for name, value in _of_database(database, newest.get(database.label), status.expected):
+        failed = next(iter(database.failures), None)
+        for name, value in _of_database(database, failed, status.expected):
             yield Sample(name, label, value)
         for state, count in _states(database.backups).items():
             yield Sample("backupd_backups", (*label, state), count)
-        if database.state != "retired" and (failed := newest.get(database.label)) is not None:
+        if database.state != "retired" and failed is not None:
             labels = (*label, failed.step, failed.reason)
             yield Sample("backupd_backup_last_failure_timestamp_seconds", labels, failed.at.timestamp())
     yield from _of_catalog(status)

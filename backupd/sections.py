@@ -288,6 +288,12 @@ class ServeSettings(BaseModel, frozen=True):
         default=None, description="who does not send it, as bearer's token or as any user's password, is refused"
     )
     refresh: _Duration = Field(default=timedelta(seconds=60), description="how often the store is read")
+    command: str = Field(
+        default="backupd", description="how backupd is called here, for commands on pages: `docker compose exec ...`"
+    )
+    runbooks_url: Annotated[str, AfterValidator(check_endpoint_url)] | None = Field(
+        default=None, description="the folder of the runbooks, for links to them"
+    )
 
 
 class DumpSettings(BaseModel, frozen=True):

@@ -7,7 +7,7 @@ are kept, and the lock lets one be made at a time: whoever asks for much waits f
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast, get_args
@@ -15,7 +15,6 @@ from urllib.parse import unquote
 
 from backupd import metrics
 from backupd.catalog import Listing
-from backupd.failure import Failure
 from backupd.manifest import Backup
 from backupd.outline import Outline
 from backupd.selector import Label, Name
@@ -47,7 +46,6 @@ class Edition:
     """All that can be said of one status; what was made of it is kept in `made`."""
 
     status: Status
-    failures: Sequence[Failure]
     runs: Mapping[tuple[str, str], int]
     made: dict[tuple[str, str], Answer] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,9 +96,8 @@ class Site:
         holdings = store.answer or Holdings(Listing(()))
         expected = self._view.expected(source.answer, now)
         reading = Reading(self._view.store_url, store.at, store.error)
-        listing = holdings.listing
-        found = status(listing, expected, reading, now, holdings.outlines)
-        edition = Edition(found, listing.failures, dict(self._runs))
+        found = status(holdings.listing, expected, reading, now, holdings.outlines)
+        edition = Edition(found, dict(self._runs))
         for path in ("/", "/metrics"):
             edition.made[path, ""] = self._made(edition, path, {})
         self._edited = (news, edition)
@@ -142,7 +139,7 @@ class Site:
             case [""]:
                 page = pages.overview(found, here, _filter(query))
             case ["metrics"]:
-                return Answer(metrics.text(metrics.samples(found, edition.failures, edition.runs)), _METRICS)
+                return Answer(metrics.text(metrics.samples(found, edition.runs)), _METRICS)
             case ["api", "v1", "backups.json"]:
                 return Answer(_document(found, self._view.document), "application/json")
             case ["database", server, database] if label := _label(server, database):

@@ -485,6 +485,8 @@ CASES: Mapping[str, Case] = {
     "status.enabled": Case(True, "status.spec.replicas", 1, {"status.oneNode": True}),
     "status.host": Case("::", "status.container.args", ["serve", "--host", "::", "--port", "8080"], STATUS),
     "status.port": Case(80, "service.spec.ports.http", {"name": "http", "port": 80, "targetPort": "http"}, STATUS),
+    "status.command": Case("mine", "status.env.BACKUPD_SERVE__COMMAND", "mine", STATUS),
+    "status.runbooksUrl": Case("https://x/y", "status.env.BACKUPD_SERVE__RUNBOOKS_URL", "https://x/y", STATUS),
     "status.refresh": Case("5min", "status.env.BACKUPD_SERVE__REFRESH", "5min", STATUS),
     "status.existingSecret": Case("t", "status.env.BACKUPD_SERVE__TOKEN_FILE", "/etc/backupd/token/token", STATUS),
     "status.secretKeys.token": Case("t", "status.pod.volumes.token.secret", secret("token", token="t"), WATCHED),
@@ -1330,6 +1332,13 @@ def test_the_page_has_no_schedule_writes_nothing_and_is_reached_while_it_lives()
     assert look(objects, "entrance.spec.ingress") == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
     [endpoint] = look(objects, "monitor.spec.endpoints")
     assert endpoint["authorization"] == {"credentials": {"name": "token", "key": "token"}}
+
+
+def test_a_page_shows_commands_for_the_toolbox_where_there_is_one() -> None:
+    toolbox = f"kubectl -n default exec deployment/{NAME}-toolbox -c backupd -- backupd"
+
+    assert env(render(STATUS), "status")["BACKUPD_SERVE__COMMAND"] == toolbox
+    assert "BACKUPD_SERVE__COMMAND" not in env(render({**STATUS, "toolbox.enabled": False}), "status")
 
 
 def test_a_page_of_many_servers_has_no_source_of_its_own() -> None:

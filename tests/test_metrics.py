@@ -56,7 +56,7 @@ def told(
     """The text that is served of such a store."""
     listing = Listing(tuple(backups), tuple(broken), failures=tuple(failures))
     seen = status(listing, expected, Reading("file:///backups", NOW, error), NOW)
-    return metrics.text(metrics.samples(seen, listing.failures, {("backup", "ok"): 3}))
+    return metrics.text(metrics.samples(seen, {("backup", "ok"): 3}))
 
 
 def values(text: bytes) -> Values:
@@ -253,7 +253,7 @@ def gateway() -> Iterator[Pushed]:
 
 def samples(backups: Sequence[Backup], *failures: Failure) -> list[metrics.Sample]:
     listing = Listing(tuple(backups), failures=failures)
-    return list(metrics.samples(status(listing, EXPECTED, Reading("", NOW), NOW), failures))
+    return list(metrics.samples(status(listing, EXPECTED, Reading("", NOW), NOW)))
 
 
 FAILED = list(metrics.of_failure(Label("prod", "app"), "backup", "store", NOW))

@@ -294,7 +294,9 @@ def test_a_store_that_hangs_does_not_hang_the_page(catalog: Catalog, show: Show)
     shown.store.ask_soon()
     shown.until(DOCUMENT, lambda page: b"has not answered for" in page.body)
 
-    assert "prod/app" in shown.get("/").text
+    page = shown.get("/").text
+    assert "has not answered for" in page
+    assert "prod/app" in page
     assert [shown.get(path).status for path in ("/readyz", "/healthz")] == [503, 200]
     assert "backupd_catalog_readable 0.0" in shown.get("/metrics").text
 
@@ -309,7 +311,9 @@ def test_a_store_that_fails_is_said_to_and_its_last_answer_stays(catalog: Catalo
     shown.asked.error = StoreError("no route to the store")
     shown.until(DOCUMENT, lambda page: json.loads(page.body)["error"] == "no route to the store")
 
-    assert "prod/app" in shown.get("/").text
+    page = shown.get("/").text
+    assert "no route to the store" in page
+    assert "prod/app" in page
     assert shown.get("/readyz").text == "not ready: store\n"
 
 
@@ -318,8 +322,10 @@ def test_a_broken_manifest_is_named_beside_the_others(catalog: Catalog, show: Sh
     key = "prod/app/20200101T000000Z-00000000.json"
     (tmp_path / key).write_bytes(b'{"format": 1, "id": ')
     shown = show()
+    page = shown.get("/").text
 
-    assert "prod/app" in shown.get("/").text
+    assert "prod/app" in page
+    assert key in page
     assert "backupd_catalog_broken_objects 1.0" in shown.get("/metrics").text
     assert [each["key"] for each in json.loads(shown.get(DOCUMENT).body)["broken"]] == [key]
 

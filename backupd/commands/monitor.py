@@ -58,7 +58,7 @@ def _all(here: Installation, found: Catalog, now: datetime) -> "Iterator[Sample]
     listing = found.backups(here.settings.server_label)
     expected = here.expectations(None, now)
     seen = status.status(listing, expected, status.Reading(found.store.url, now), now)
-    return metrics.samples(seen, listing.failures)
+    return metrics.samples(seen)
 
 
 @contextlib.contextmanager

@@ -70,10 +70,13 @@ class _Served:
         from backupd import scheduler, site, watch
         from backupd.web.commands import Here
 
-        found, seconds = here.catalog(), here.settings.serve.refresh.total_seconds()
+        found, chosen = here.catalog(), here.settings.serve
+        seconds = chosen.refresh.total_seconds()
         store = watch.Watch("store", _Reader(found), shared.now, seconds)
         source = watch.Watch("source", here.ask_expected, shared.now, seconds) if here.names_databases else None
-        view = site.View(found.store.url, here.expectations, Here(), shared.backup_json)
+        view = site.View(
+            found.store.url, here.expectations, Here(chosen.command, chosen.runbooks_url), shared.backup_json
+        )
         shown = site.Site(view, store, source, shared.now)
         page = watch.Watch("page", shown.edit, shared.now, LOOK_SECONDS)
         loop = scheduler.Scheduler(

@@ -48,7 +48,11 @@ wrong.
   value: {{ . | quote }}
 {{- end }}
 {{- else if eq .component "status" }}
-{{- include "backupd.env.section" (dict "section" "SERVE" "values" (pick .root.Values.status "refresh")) }}
+{{- $name := printf "deployment/%s-toolbox" (include "backupd.fullname" .root) }}
+{{- $toolbox := printf "kubectl -n %s exec %s -c backupd -- backupd" .root.Release.Namespace $name }}
+{{- $serve := pick .root.Values.status "refresh" "command" "runbooksUrl" }}
+{{- if .root.Values.toolbox.enabled }}{{ $serve = merge $serve (dict "command" $toolbox) }}{{ end }}
+{{- include "backupd.env.section" (dict "section" "SERVE" "values" $serve) }}
 {{- if .root.Values.status.existingSecret }}
 - name: BACKUPD_SERVE__TOKEN_FILE
   value: /etc/backupd/token/token
