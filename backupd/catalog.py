@@ -387,11 +387,10 @@ class Catalog:
                     note = self._load_note(files, kind, number, entry)
                 except NotFound:
                     continue
-                except NotTrusted as exc:
-                    broken.append(Broken(entry.key, files.name, exc))
-                    continue
                 except BackupdError as exc:
                     broken.append(Broken(entry.key, files.name, exc))
+                    if isinstance(exc, NotTrusted) and kind != "pinned":
+                        continue  # the one below it counts: whoever can write here must not decide what is known
                     # What cannot be read counts as its cautious answer: pinned, not verified, not confirmed...
                     note = Note(kind, number, entry.modified_at, kind == "pinned", {"error": "its note cannot be read"})
                 if note is not None:
@@ -404,19 +403,16 @@ class Catalog:
 
         A pin counts without one: whoever wrote it can only make us keep more.
         """
-        if self.keys.trusted and kind != "pinned" and files.signature(entry.key) is None:
+        unsigned = bool(self.keys.trusted) and files.signature(entry.key) is None
+        if unsigned and kind != "pinned":
             return None
         data = self._bytes(entry)
-        untrusted = self._why_untrusted(files, entry.key, data)
-        error = NotTrusted(f"note {entry.key} is not trusted: {untrusted}")
-        if untrusted is not None and kind != "pinned":
-            raise error
+        if not unsigned and (why := self._why_untrusted(files, entry.key, data)) is not None:
+            raise NotTrusted(f"note {entry.key} is not trusted: {why}")
         note = load_note(data, entry.key)
         if (note.kind, note.number) != (kind, number):
             raise VerificationFailed(f"note {entry.key} says that it is {note.kind}-{note.number}")
-        if untrusted is not None and not note.ok:
-            raise error
-        return note
+        return None if unsigned and not note.ok else note
 
     def _why_untrusted(self, files: Files, key: str, data: bytes) -> str | None:
         """Why nobody is to believe that object, in words. Raises NotFound where it is not there any more."""

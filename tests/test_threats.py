@@ -11,20 +11,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import signed
 from fix_encryption import NewKey
 from fix_postgres import PostgresServer
 from fix_tools import Site
-from made_archives import MEMBERS, STARTED_AT, contract_of, manifest_of
+from made_archives import MEMBERS, STARTED_AT
 from made_backups import made_manifest
 from made_keys import made_keys
 from store_memory import MemoryStore
 
 from backupd import archive, retention, verify
 from backupd.catalog import Catalog, archive_key, check, manifest_key, note_key
+from backupd.decode import END_MARKER
 from backupd.encryption import Identities
 from backupd.errors import NotTrusted, VerificationFailed
 from backupd.layout import SIGNATURE
-from backupd.manifest import Backup, Manifest, format_of
+from backupd.manifest import Backup
 from backupd.progress import Progress
 from backupd.retention import Policy
 from backupd.selector import name_of
@@ -49,22 +51,7 @@ def catalog(store: MemoryStore) -> Catalog:
 
 def take(catalog: Catalog, started_at: datetime, row: bytes = b"1\tone\n", recipients: tuple[str, ...] = ()) -> Backup:
     """A backup with a real archive, encrypted to the recipients, signed where the catalog has a key."""
-    empty = made_manifest(started_at)
-    name = name_of(Backup(empty))
-    members = {**MEMBERS, "3457.dat": row + b"\\.\n\n\n"}
-    with catalog.store.create(archive_key(name)) as stream:
-        writer = archive.Writer(stream, empty.id, started_at, recipients)
-        for member, data in members.items():
-            writer.add(member, data)
-        written = writer.finish(contract_of(members))
-    manifest = _of(empty, manifest_of(written))
-    return catalog.commit(replace(manifest, format=format_of(recipients), recipients=recipients))
-
-
-def _of(empty: Manifest, written: Manifest) -> Manifest:
-    """The manifest of one backup with what was written of its archive."""
-    names = ("archive_bytes", "archive_sha256", "index_offset", "index_bytes", "index_sha256")
-    return Manifest(**{**vars(empty), **{name: getattr(written, name) for name in names}})
+    return signed.take(catalog, made_manifest(started_at), {**MEMBERS, "3457.dat": row + END_MARKER}, recipients)
 
 
 def snapshot(store: MemoryStore, backup: Backup) -> dict[str, bytes]:
