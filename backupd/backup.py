@@ -177,7 +177,8 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
                 table_of_contents = toc.read_toc(toc_bytes)
                 rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
                 if not rewritten:
-                    stream = _Stream(running, files, watch, table_of_contents, toc_bytes, facts.read(session))
+                    known, expected_bytes = facts.read(session), facts.table_bytes(session)
+                    stream = _Stream(running, files, watch, table_of_contents, toc_bytes, known, expected_bytes)
                     return _store(run, catalog, stream, clock)
             except VerificationFailed:
                 running.raise_failure()
@@ -226,7 +227,10 @@ def _rewritten(run: _Run, session: postgres.Session, dumped: Collection[int]) ->
 
 @dataclass(frozen=True)
 class _Stream:
-    """A dump whose locks are held: its files still to come, what looks at it, its table of contents, and the facts."""
+    """A dump whose locks are held: its files still to come, what looks at it, its table of contents, and the facts.
+
+    `expected_bytes` are about as many as its tables will have as text.
+    """
 
     running: dump.Dump
     files: Iterator[Path]
@@ -234,12 +238,14 @@ class _Stream:
     toc: toc.Toc
     toc_bytes: bytes
     facts: contract.Facts
+    expected_bytes: int
 
 
 def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], datetime]) -> Manifest:
     """Streams the members into an archive and publishes it; the manifest that will make it a backup is returned."""
     stream.watch.dump_is_read = True
-    run.progress.begin("dump", run.job.database, total_members=len(toc.table_data(stream.toc)))
+    members = len(toc.table_data(stream.toc))
+    run.progress.begin("dump", run.job.database, members, stream.expected_bytes or stream.facts.database_bytes)
     properties = stream.facts.properties
     key = archive_key(Name(Label(run.job.server, run.job.database), run.id))
     with catalog.store.create(key, stream.facts.database_bytes) as output:

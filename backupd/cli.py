@@ -9,6 +9,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -29,13 +30,21 @@ app = typer.Typer(
 for group in (backup, restore, drill, look, keep, serve):
     app.add_typer(group.app)
 
+
+class LogFormat(StrEnum):
+    """What --log-format takes."""
+
+    json = "json"
+    console = "console"
+
+
 _TERMINATION_LOG = Path("/dev/termination-log")  # where Kubernetes takes a container's last words from
 _log = log.get_logger()
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; errors are printed as people or programs read them."""
-    shared.installation.cache_clear()
+    shared.begin()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no failure
@@ -107,5 +116,10 @@ def options(
             is_eager=True,
         ),
     ] = False,
+    log_format: Annotated[
+        LogFormat | None, typer.Option(help="How to log to stderr, instead of BACKUPD_LOG__FORMAT.")
+    ] = None,
 ) -> None:
     """PostgreSQL backups that are proven to restore. Settings are BACKUPD_ variables: see the README."""
+    if log_format is not None:
+        shared.set_flag("BACKUPD_LOG__FORMAT", log_format)

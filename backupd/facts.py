@@ -4,7 +4,7 @@ Read in the dump's own snapshot where it describes the dump, and in a fresh look
 since. Answers are the manifest's types, so that backup and restore compare like with like.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from backupd import marks
@@ -63,6 +63,31 @@ def databases(session: Session) -> list[str]:
         " WHERE datallowconn AND NOT datistemplate ORDER BY datname"
     )
     return [str(name) for name, comment in session.rows(query) if not marks.is_ours(name, comment)]
+
+
+def sizes(session: Session, names: Sequence[str]) -> list[int]:
+    """The size of each database in bytes; 0 where that is not ours to know."""
+    query = (
+        "SELECT datname, CASE WHEN has_database_privilege(oid, 'CONNECT')"
+        " OR pg_has_role('pg_read_all_stats', 'USAGE') THEN pg_database_size(oid) ELSE 0 END FROM pg_database"
+        " WHERE datname = ANY(%s)"
+    )
+    found = {str(name): int(size) for name, size in session.rows(query, [list(names)])}
+    return [found.get(name, 0) for name in names]
+
+
+def table_bytes(session: Session) -> int:
+    """About how many bytes the tables have without their indexes, as VACUUM or ANALYZE last saw them.
+
+    Not pg_table_size: it would wait for each table's lock, behind whoever waits for that because of our dump.
+    """
+    query = (
+        "SELECT coalesce(sum(greatest(t.relpages, 0) + greatest(o.relpages, 0)), 0)::int8"
+        " * current_setting('block_size')::int8"
+        " FROM pg_class t LEFT JOIN pg_class o ON o.oid = t.reltoastrelid"
+        " WHERE t.relkind = 'r' AND t.relnamespace <> 'pg_catalog'::regnamespace"
+    )
+    return int(session.row(query)[0])
 
 
 def properties(session: Session, database: str | None = None) -> DatabaseProperties:

@@ -162,8 +162,8 @@ def _restore(
                 options = dump.RestoreOptions(jobs, use_list, job.owners, job.role)
                 argv = dump.restore_argv(client, access.conninfo(job.database), folder, options)
                 _log.debug("child.started", tool="pg_restore", argv=argv)
-                with _explained(job, manifest) as on_line:
-                    dump.restore(argv, access.environment, on_line, lambda: progress.advance())
+                with _explained(job, manifest) as on_line, _growing(access, job, manifest, progress) as on_idle:
+                    dump.restore(argv, access.environment, on_line, on_idle)
             with stages.timed("compare"):
                 comparisons = target.compare(access, job.database, index.contract, jobs)
                 _require_equal(job, comparisons)
@@ -503,6 +503,23 @@ def _require_equal(job: Job, comparisons: list[target.Comparison]) -> None:
             hint=f"{dropped if job.create and not job.keep else 'It is closed to others; look at it.'}"
             " The backup and its source are untouched.",
         )
+
+
+@contextlib.contextmanager
+def _growing(access: postgres.Access, job: Job, manifest: Manifest, progress: Progress) -> Iterator[Callable[[], None]]:
+    """What is called while the database fills, which says how large it is: at the end about as large as it was."""
+    with contextlib.ExitStack() as stack:
+        session = None
+        if job.wanted is None:
+            with contextlib.suppress(BackupdError):  # no connection is left for what is not needed
+                session = stack.enter_context(postgres.connect(access, job.database))
+                progress.begin("restore", job.database, total_bytes=manifest.database_bytes)
+
+        def look() -> None:
+            with contextlib.suppress(BackupdError):  # what is wrong, pg_restore will say
+                progress.reach(facts.database_bytes(session) if session else 0)
+
+        yield look
 
 
 class _Stages:

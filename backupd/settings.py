@@ -188,9 +188,9 @@ class Settings:
         }
 
 
-def from_process() -> Settings:
-    """The settings of this process. Raises UsageError."""
-    return load(os.environ)
+def from_process(flags: Mapping[str, str]) -> Settings:
+    """The settings of this process, over which those that flags set win. Raises UsageError."""
+    return load({**os.environ, **flags})
 
 
 def forget_libpq_variables() -> None:

@@ -178,6 +178,7 @@ class Site:
         catalog: Catalog | None = None,
         recipients: tuple[str, ...] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        progress: Progress | None = None,
         **options: Any,
     ) -> Backup:
         """Takes a backup in process, into the site's store unless another catalog is given."""
@@ -185,7 +186,8 @@ class Site:
             environment = child_environment(access_server(self), None, "test")
             client = dump.choose_for_dump(_clients(clients, self.server, environment), self.server.major)
             job = backup.Job(LABEL, database, dump.Options(**options), self.scratch, recipients=recipients)
-            return backup.take(access, catalog or self.catalog, client, job, clock, Progress())
+            shown = progress or Progress()
+            return backup.take(access, catalog or self.catalog, client, job, clock, shown)
 
     @contextlib.contextmanager
     def reached(self) -> Iterator[postgres.Access]:

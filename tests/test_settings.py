@@ -114,7 +114,7 @@ def test_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in [name for name in os.environ if name.startswith("BACKUPD_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("BACKUPD_LOG__LEVEL", "error")
-    assert settings.from_process().log.level == "error"
+    assert settings.from_process({}).log.level == "error"
 
 
 def test_every_setting_is_described_in_one_line() -> None:

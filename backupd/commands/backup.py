@@ -11,11 +11,12 @@ from backupd.commands import shared
 from backupd.commands.run import Run, reported
 from backupd.errors import BackupdError, StoreError, UsageError
 from backupd.manifest import Backup, superseded
+from backupd.progress import Place, places
 from backupd.selector import name_of
 
 if TYPE_CHECKING:
     from backupd import copy as copy_verb
-    from backupd import dump
+    from backupd import dump, postgres
 
 app = typer.Typer()
 
@@ -56,7 +57,7 @@ def _take_each(run: Run, names: list[str], wait: float) -> list[Backup]:
         client = dump.choose_for_dump(here.clients(), access.major)
         _warn_of_client(client, access.major)
         run.databases = here.databases(access, names)
-        for database in run.databases:
+        for database, progress.place in zip(run.databases, _places(access, run.databases), strict=True):
             job = verb.Job(
                 server=settings_.server_label,
                 database=database,
@@ -73,6 +74,18 @@ def _take_each(run: Run, names: list[str], wait: float) -> list[Backup]:
                 run.run_late_hook("after", database, hook.facts_of(each))
             taken += made
     return taken
+
+
+def _places(access: "postgres.Access", databases: Sequence[str]) -> list[Place]:
+    """Which share of the run each database is, by its size, if the server says it."""
+    from backupd import facts, postgres
+
+    sizes = [0] * len(databases)
+    with contextlib.suppress(BackupdError):
+        if len(databases) > 1:
+            with postgres.connect(access, access.database) as session:
+                sizes = facts.sizes(session, databases)
+    return places(sizes)
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ def drill(
             shared.print_json(None) if json_ else print(nothing)
             return
         drilled = _drill(run.here, run.found, chosen)
+        run.note(chosen.source.database, "drill", chosen, drilled.seconds)
         run.notices.append(notice.of_drill(drilled.backup))
         if json_:
             whole = {**asdict(drilled), "message_type": "summary", "backup": shared.backup_json(drilled.backup)}

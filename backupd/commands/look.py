@@ -1,6 +1,7 @@
 """`list`, `show`, `tables`, `verify`, `check` and `doctor`: what is there, and whether it is good."""
 
 import json
+import time
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
@@ -11,6 +12,7 @@ import typer
 
 from backupd import catalog, grants, log, notation, render, settings, terminal
 from backupd.commands import shared
+from backupd.commands.run import reported
 from backupd.errors import BackupdError, Stale, UsageError
 from backupd.installation import Installation
 from backupd.selector import name_of
@@ -76,19 +78,23 @@ def verify(
     found = shared.installation().catalog()
     chosen = found.backups().backups if backups == ["all"] else tuple(found.find(text) for text in backups)
     failures = []
-    with terminal.shown() as progress:
-        for each in chosen:
-            try:
-                verified = verb.verify(found, each, shared.now(), progress)
-            except BackupdError as exc:
-                failures.append((each.id, exc))
-                _log.error("backup.unverified", backup=str(name_of(each)), message=exc.message, detail=exc.detail)
-                continue
-            sealed = ", not decoded: no identities are set" if found.archive(each).sealed else ""
-            shared.print_json(shared.backup_json(verified)) if json_ else print(
-                f"{name_of(each)}: {render.proof(verified)}{sealed}"
-            )
-    shared.raise_failures(failures, len(chosen), "backups are not good")
+    with reported("verify") as run:
+        with terminal.shown() as progress:
+            for each in chosen:
+                began = time.monotonic()
+                try:
+                    verified = verb.verify(found, each, shared.now(), progress)
+                except BackupdError as exc:
+                    failures.append((each.id, exc))
+                    _log.error("backup.unverified", backup=str(name_of(each)), message=exc.message, detail=exc.detail)
+                    run.note(each.source.database, "verify", each, time.monotonic() - began, exc.reason)
+                    continue
+                run.note(each.source.database, "verify", each, time.monotonic() - began)
+                sealed = ", not decoded: no identities are set" if found.archive(each).sealed else ""
+                shared.print_json(shared.backup_json(verified)) if json_ else print(
+                    f"{name_of(each)}: {render.proof(verified)}{sealed}"
+                )
+        shared.raise_failures(failures, len(chosen), "backups are not good")
 
 
 @app.command()

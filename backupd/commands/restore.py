@@ -10,6 +10,7 @@ import typer
 
 from backupd import render, terminal
 from backupd.commands import shared
+from backupd.commands.run import reported
 from backupd.errors import BackupdError, UsageError
 from backupd.installation import Installation
 from backupd.selection import Wanted
@@ -147,11 +148,16 @@ def restore(
         owners=not (no_owner or role),
         role=role,
     )
-    with here.target("restore", into or loaded.target.database) as access, terminal.shown() as progress:
+    with (
+        reported("restore", tells=False) as run,
+        here.target("restore", into or loaded.target.database) as access,
+        terminal.shown() as progress,
+    ):
         if plan:
             _print_plan(*verb.plan(access, found, here.clients(), chosen, job), json_)
             return
         restored = verb.restore(access, found, here.clients(), chosen, job, progress)
+        run.note(restored.database, "restore", chosen, sum(restored.seconds.values()))
     if json_:
         shared.print_json({"message_type": "summary", "backup": str(name_of(chosen)), **asdict(restored)})
         return

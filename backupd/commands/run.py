@@ -34,10 +34,10 @@ SIGNALLED_LIMIT = timedelta(seconds=10)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one step for one database ended: `ok` or the reason why not; the backup that it took, if it did."""
+    """How one step for one database ended: `ok` or the reason why not; the backup that it took or used, if it did."""
 
     database: str
-    step: Step
+    step: str
     outcome: str
     seconds: float
     backup: str | None = None
@@ -79,9 +79,12 @@ class Run:
             self._record(database, step, exc, taken)
             raise
         finally:
-            seconds = round(time.monotonic() - began, 3)
-            backup, size = (str(name_of(made[0])), made[0].manifest.archive_bytes) if made else (None, 0)
-            self.outcomes.append(Outcome(database, step, reason, seconds, backup, size))
+            self.note(database, step, made[0] if made else None, time.monotonic() - began, reason)
+
+    def note(self, database: str, step: str, backup: Backup | None, seconds: float, reason: str = "ok") -> None:
+        """Keeps an outcome for the run's last event."""
+        name, size = (str(name_of(backup)), backup.manifest.archive_bytes) if backup else (None, 0)
+        self.outcomes.append(Outcome(database, step, reason, round(seconds, 3), name, size))
 
     @contextlib.contextmanager
     def beginning(self, names: list[str]) -> Iterator[None]:

@@ -29,13 +29,26 @@ BackupName = Annotated[
 
 _log = log.get_logger()
 
+_flags: dict[str, str] = {}
+
 
 @cache
 def installation() -> Installation:
     """The settings, when a verb first asks: help needs none, and must not fail for a wrong one."""
-    loaded = settings.from_process()
+    loaded = settings.from_process(_flags)
     log.configure(loaded.log.level, loaded.log.format, settings.secrets(loaded), sys.stderr, loaded.color)
     return Installation(loaded)
+
+
+def begin() -> None:
+    """Forgets the settings and flags of an earlier command line of this process."""
+    installation.cache_clear()
+    _flags.clear()
+
+
+def set_flag(variable: str, value: str) -> None:
+    """Lets a flag before the verb win over the setting of that variable."""
+    _flags[variable] = value
 
 
 def now() -> datetime:
