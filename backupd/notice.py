@@ -15,6 +15,7 @@ from backupd.failure import Failure
 from backupd.manifest import Backup
 from backupd.retention import Policy
 from backupd.selector import name_of
+from backupd.status import Concern, Database, Status
 
 FIRST_REPEAT = timedelta(days=1)
 """How long after its beginning a failure that goes on is told again; then after twice that, and so on."""
@@ -111,6 +112,35 @@ def message(server: str, notices: Sequence[Notice]) -> tuple[str, str]:
     kinds = list(dict.fromkeys(each.kind for each in first))
     title = f"backupd {server}: " + "; ".join(f"{_names(first, kind)} {kind}" for kind in kinds)
     return title, "\n\n".join(f"{each.database} {each.kind}. {each.text}" for each in first)
+
+
+def digest(status: Status) -> tuple[str, str]:
+    """Title and body of a message on how every database fares, the worst first."""
+    bad = status.count("danger") + status.count("warning")
+    known = len(status.databases)
+    how = "no database is known" if not known else f"all {known} databases are safe" if not bad else ""
+    title = f"backupd {status.expected.server}: {how or f'{bad} of {known} databases need a look'}"
+    parts = [
+        *("\n".join(_concern(each)) for each in status.concerns),
+        *("\n".join(_lines(each, status.now)) for each in status.databases),
+    ]
+    return title, "\n\n".join(parts)
+
+
+def _lines(database: Database, now: datetime) -> Iterator[str]:
+    yield f"{database.label.database}: {database.state}"
+    if newest := database.newest:
+        manifest = newest.manifest
+        age = words.span((now - manifest.finished_at).total_seconds())
+        yield f"newest good backup {newest.id}, {age} old, {manifest.totals.rows} rows; {len(database.backups)} in all"
+    if drilled := database.newest_drilled:
+        yield of_drill(drilled).text
+    for concern in database.concerns:
+        yield from _concern(concern)
+
+
+def _concern(concern: Concern) -> Iterator[str]:
+    yield f"- {concern.text}. {concern.hint}".strip()
 
 
 def _names(notices: Sequence[Notice], kind: Kind) -> str:

@@ -24,7 +24,7 @@ from backupd.manifest import Filter
 from backupd.schedule import Schedule, Slot, due_at, is_done, slot_at
 from backupd.selector import Label, name_of
 
-Verb = Literal["backup", "drill", "prune"]
+Verb = Literal["backup", "drill", "prune", "digest"]
 
 ABORT_SECONDS = 20.0
 """How long a run has to clean up when the daemon is stopped; what is left of it then is killed."""
@@ -63,6 +63,8 @@ def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
     """The command line of the run that the slot still lacks; None where it has one."""
     if verb == "prune":
         return ["prune", "--yes"]
+    if verb == "digest":
+        return ["digest"]
     if verb == "drill":
         notes = (backup.note("drilled") for backup in known.listing.backups)
         done = is_done(slot, (note.at for note in notes if note is not None))
@@ -100,10 +102,10 @@ class Scheduler:
     waiting_since: dict[Verb, datetime] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Leaves out the prune of the slot that has begun: it leaves no trace, and every backup is followed by one."""
+        """Leaves out what leaves no trace, of the slot that has begun: backups are pruned anyway, a digest is news."""
         for each in self.planned:
-            if each.verb == "prune":
-                self.tried["prune"] = slot_at(each.schedule, self.now())
+            if each.verb in ("prune", "digest"):
+                self.tried[each.verb] = slot_at(each.schedule, self.now())
 
     def step(self) -> list[tuple[Verb, int]]:
         """Runs whatever is due, one after the other; returns how each ended."""

@@ -228,12 +228,15 @@ class CopySettings(BaseModel, frozen=True):
 
 
 class ScheduleSettings(BaseModel, frozen=True):
-    """When `serve` backs up, drills and prunes; without any it only shows. On Kubernetes CronJobs do that."""
+    """When `serve` backs up, drills, prunes and tells; without any it only shows. On Kubernetes CronJobs do that."""
 
     cron: _Cron | None = Field(default=None, description="when to take backups: `30 2 * * *`, or `@daily`...")
     drill_cron: _Cron | None = Field(default=None, description="when to drill the newest backup that was not drilled")
     prune_cron: _Cron | None = Field(
         default=None, description="when to apply the retention policy, which each backup does too"
+    )
+    digest_cron: _Cron | None = Field(
+        default=None, description="when to tell `BACKUPD_NOTIFY__URLS` how every database fares, as `0 8 * * mon`"
     )
     timezone: Annotated[str, AfterValidator(check_time_zone)] = Field(
         default="UTC", description="where they are local times"
@@ -243,7 +246,7 @@ class ScheduleSettings(BaseModel, frozen=True):
     )
 
     def schedule(self, cron: str) -> Schedule:
-        """One of the three, in the zone and with the jitter of all."""
+        """One of the four, in the zone and with the jitter of all."""
         return Schedule(cron, self.timezone, self.jitter or timedelta(0))
 
 

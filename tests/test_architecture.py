@@ -88,6 +88,7 @@ EXCEPTIONS = {
     ("terminal", "render"),  # what may be shown on one
     ("rekey", "verify"),  # what is encrypted anew is proven as there
     ("render", "restore"),  # for its type only
+    ("notice", "status"),  # a digest is its words
     ("render", "preflight"),
     ("store", "store.local"),  # open_store imports them where they are opened
     ("store", "store.s3"),

@@ -16,8 +16,8 @@ from fix_postgres import DatabaseFactory, PostgresServer
 from fix_tools import Site, locked_table
 from made_backups import made_backup, made_manifest, made_note
 
-from backupd import cli, failure, log, notice, notify
-from backupd.catalog import Catalog
+from backupd import cli, failure, log, notice, notify, status
+from backupd.catalog import Catalog, Listing
 from backupd.failure import Failure
 from backupd.manifest import Backup
 from backupd.retention import Policy
@@ -199,6 +199,27 @@ def test_a_message_names_what_is_urgent_first_and_counts_many() -> None:
     assert body.startswith("app0 failed. No.\n\napp1")
 
 
+def test_a_digest_says_how_every_database_fares_the_worst_first() -> None:
+    note = made_note("drilled", START, level="identical")
+    good = made_backup(made_manifest(START), notes=[note])
+    wrong = made_backup(made_manifest(START, database="crm", suspect="rows fell"))
+    reading = status.Reading("file:///backups", START)
+
+    def digest(*backups: Backup) -> tuple[str, str]:
+        return notice.digest(status.status(Listing(backups), status.Expected("prod"), reading, START + 3 * HOUR))
+
+    title, body = digest(good, wrong)
+
+    assert title == "backupd prod: 1 of 2 databases need a look"
+    assert body.startswith("crm: danger\n- all its backups are suspect. ")
+    assert body.endswith(
+        f"app: safe\nnewest good backup {good.id}, 2 h 50 min old, 2 rows; 1 in all\n"
+        f"Backup {good.id} was restored: identical."
+    )
+    assert digest(good)[0] == "backupd prod: all 1 databases are safe"
+    assert digest()[0] == "backupd prod: no database is known"
+
+
 # --- the door
 
 
@@ -326,6 +347,22 @@ def test_a_dead_notifier_and_a_dead_switch_change_no_exit_code_and_are_logged(
     assert sorted(events) == ["notify.failed"] * 2 + ["ping.failed"] * 2 + ["run.failed", "run.finished"]
     assert events[-1] == "run.failed"
     assert SECRET not in text
+
+
+def test_a_digest_is_printed_and_sent(
+    here: Catalog, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["backup", "e\x1bvil"]) == 18
+    monkeypatch.setenv("BACKUPD_NOTIFY__URLS", receiver.settings["BACKUPD_NOTIFY__URLS"])
+    capsys.readouterr()
+
+    assert cli.run(["digest"]) == 0
+
+    ((title, body),) = receiver.messages
+    printed = capsys.readouterr().out
+    assert title == "backupd prod: 1 of 1 databases need a look"
+    assert "e\\x1bvil: danger" in printed
+    assert "\x1b" not in printed + body
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "file:///etc/passwd", "http://", "nonsense", "http://h/\n"])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from made_backups import made_backup, made_manifest, made_note
 
 from backupd.catalog import Listing
@@ -219,7 +220,7 @@ def test_a_run_from_a_clock_that_was_years_ahead_hinders_no_later_one() -> None:
 
 
 def planned(**crons: str) -> list[Planned]:
-    names: dict[str, Verb] = {"backup": "backup", "drill": "drill", "prune": "prune"}
+    names: dict[str, Verb] = {"backup": "backup", "drill": "drill", "prune": "prune", "digest": "digest"}
     return [Planned(names[verb], Schedule(cron)) for verb, cron in crons.items()]
 
 
@@ -232,11 +233,12 @@ def test_drills_have_a_schedule_of_their_own_and_their_notes_are_its_memory() ->
     assert world.runs == [("21 02:30", "backup"), ("21 05:01", "drill --newest-undrilled")]
 
 
-def test_a_prune_is_not_caught_up() -> None:
+@pytest.mark.parametrize(("verb", "line"), [("prune", "prune --yes"), ("digest", "digest")])
+def test_what_leaves_no_trace_is_not_caught_up(verb: str, line: str) -> None:
     world = World(at("20 10:00"))
-    world.live(world.daemon(*planned(prune="0 4 * * *")), "22 00:00", timedelta(minutes=30))
+    world.live(world.daemon(*planned(**{verb: "0 4 * * *"})), "22 00:00", timedelta(minutes=30))
 
-    assert world.runs == [("21 04:00", "prune --yes")]
+    assert world.runs == [("21 04:00", line)]
 
 
 def test_what_is_due_while_another_run_goes_on_comes_after_it() -> None:

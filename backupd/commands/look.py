@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backupd import catalog, grants, log, notation, render, settings, terminal
-from backupd.commands import shared
+from backupd.commands import shared, tell
 from backupd.commands.run import reported
 from backupd.errors import BackupdError, Stale, UsageError
 from backupd.installation import Installation
@@ -121,6 +121,23 @@ def check(
         raise Stale("no database is expected and none is backed up", hint="Set BACKUPD_SOURCE__DATABASES.")
     if not json_:
         print(f"ok: {render.printable(text)}")
+
+
+@app.command()
+def digest() -> None:
+    """Say how every database of this server fares, and send that to whoever is notified: for a weekly schedule."""
+    from backupd import notice, status
+
+    here, now = shared.installation(), shared.now()
+    found, expected = here.catalog(), here.expected()
+    labels = None if expected is None else tuple(expected)
+    listing = found.backups(here.settings.server_label)
+    reading = status.Reading(found.store.url, now)
+    title, body = notice.digest(status.status(listing, here.expectations(labels, now), reading, now))
+    print(render.printable(title))
+    for line in body.splitlines():
+        print(render.printable(line))
+    tell.send_text(here, title, body)
 
 
 def _duration(text: str, flag: str) -> timedelta:

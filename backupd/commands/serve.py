@@ -109,6 +109,7 @@ def _planned(here: Installation) -> "list[scheduler.Planned]":
         ("backup", chosen.cron),
         ("drill", chosen.drill_cron),
         ("prune", chosen.prune_cron),
+        ("digest", chosen.digest_cron),
     )
     return [scheduler.Planned(verb, chosen.schedule(cron)) for verb, cron in crons if cron is not None]
 

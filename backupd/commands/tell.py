@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from backupd import log, notice, settings
+from backupd import log, notice, render, settings
 from backupd.installation import Installation
 from backupd.notice import Notice
 
@@ -22,7 +22,8 @@ def send_text(here: Installation, title: str, body: str) -> None:
     from backupd import notify
 
     known = settings.secrets(here.settings)
-    for problem in notify.send(urls, log.scrub(title, known), log.scrub(body, known)):
+    plain = "\n".join(map(render.printable, log.scrub(body, known).splitlines()))
+    for problem in notify.send(urls, render.printable(log.scrub(title, known)), plain):
         _log.warning("notify.failed", message=problem, action="see BACKUPD_NOTIFY__URLS")
 
 
