@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from backupd import __version__, log, render, settings, signals
-from backupd.commands import backup, drill, keep, look, restore, serve, shared
+from backupd.commands import backup, drill, keep, look, report, restore, serve, shared
 from backupd.errors import BackupdError, Interrupted
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (backup, restore, drill, look, keep, serve):
+for group in (backup, restore, drill, look, keep, report, serve):
     app.add_typer(group.app)
 
 

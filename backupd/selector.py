@@ -111,7 +111,7 @@ def pick(backups: Sequence[Backup], text: str) -> Backup:
         rekeyed = superseded(found)
         found = [backup for backup in found if backup.manifest.filter is None and backup.id not in rekeyed]
     if what.startswith(_BEFORE):
-        limit = _time(what.removeprefix(_BEFORE))
+        limit = parse_time(what.removeprefix(_BEFORE))
         found = [backup for backup in found if backup.manifest.started_at < limit]
     if not found:
         filtered = any(backup.manifest.filter for backup in backups)
@@ -153,7 +153,8 @@ def _by_id(names: Sequence[Name], text: str, what: str) -> Name:
     return found[0]
 
 
-def _time(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
+    """The time that somebody wrote, in UTC where no zone is given. Raises UsageError."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "backupd"
 
-COMMANDS = ("backup", "restore", "drill", "look", "keep", "serve")
+COMMANDS = ("backup", "restore", "drill", "look", "keep", "report", "serve")
 
 # leftmost first; modules of one layer may import each other only where EXCEPTIONS says so
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("parts of pages", frozenset({"web.charts", "web.commands", "web.summary", "web.text"})),
     ("parts of the shell", frozenset({"installation", "terminal", "render"})),
     ("settings", frozenset({"settings"})),
-    ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill", "rekey"})),
+    ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill", "rekey", "report"})),
     ("before a verb", frozenset({"hold", "notice", "preflight", "status"})),
     ("before those", frozenset({"outline"})),
     ("memory", frozenset({"catalog"})),

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,8 +57,13 @@ def now() -> datetime:
 
 
 def print_json(value: object) -> None:
-    """Prints one line of JSON: dataclasses as objects, times as ISO 8601, all in ASCII."""
-    print(json.dumps(value, default=_plain, ensure_ascii=True))
+    """Prints one line of JSON."""
+    print(json_text(value))
+
+
+def json_text(value: object) -> str:
+    """One line of JSON: dataclasses as objects, times as ISO 8601, spans of time in seconds, all in ASCII."""
+    return json.dumps(value, default=_plain, ensure_ascii=True)
 
 
 def _plain(value: object) -> object:
@@ -66,6 +71,8 @@ def _plain(value: object) -> object:
         return asdict(value)
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} is not JSON")

@@ -18,6 +18,7 @@ import jinja2
 
 from backupd import __version__, estimate, history, render, words
 from backupd.manifest import Manifest
+from backupd.report import Report
 from backupd.selector import Label, Name, name_of
 from backupd.status import Database, State, Status
 from backupd.web import charts, commands, summary, text
@@ -132,6 +133,22 @@ def backup(status: Status, here: Here, name: Name) -> str | None:
         steps=list(commands.restore_steps(here, chosen, status.reading.store_url)),
         outline=status.outlines.get(name),
         details=list(summary.details(chosen)),
+    )
+
+
+def audit(report: Report) -> str:
+    """A report as one file, which needs no other."""
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            css=_assets()["page.css"].data.decode(),
+            state=summary.report_state(report),
+            lead=summary.report_lead(report),
+            facts=list(summary.report_facts(report)),
+            policy=summary.policy(report.expected.retention, known=True),
+        )
     )
 
 

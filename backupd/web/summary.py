@@ -6,9 +6,10 @@ from datetime import timedelta
 
 from backupd import render, words
 from backupd.manifest import Backup
+from backupd.report import Line, Report
 from backupd.retention import Policy
 from backupd.selector import Label
-from backupd.status import Database, Removal, Status
+from backupd.status import Database, Removal, State, Status
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,49 @@ def database_facts(database: Database, status: Status) -> Iterator[BackupFact]:
     yield BackupFact(
         "In the store", render.size(database.archive_bytes), f"{count:,} backup{'' if count == 1 else 's'}"
     )
+
+
+def report_state(report: Report) -> State:
+    """The worst that the period had for the databases that it had backups of: gaps and failed drills are danger."""
+    if any(_real_gaps(line) or any(not drill.ok for drill in line.drills) for line in report.databases):
+        return "danger"
+    return "safe" if any(line.backups for line in report.databases) else "warning"
+
+
+def report_lead(report: Report) -> str:
+    """The period in a sentence or two."""
+    backups = sum(len(line.backups) for line in report.databases)
+    gaps = sum(_real_gaps(line) for line in report.databases)
+    drills = [drill for line in report.databases for drill in line.drills]
+    failed = sum(not drill.ok for drill in drills)
+    said = f"{_counted(backups, 'backup')} of {_databases(len(report.databases))} in the store are of this period"
+    proven = f"{_counted(len(drills), 'drill')} restored some of them{f', {failed} of which failed' if failed else ''}"
+    return (
+        f"{said}; {proven}. {_counted(gaps, 'gap')} without a new good backup {'was' if gaps == 1 else 'were'} found."
+    )
+
+
+def report_facts(report: Report) -> Iterator[Fact]:
+    """The figures below it."""
+    backups = [each for line in report.databases for each in line.backups]
+    drills = [drill for line in report.databases for drill in line.drills if drill.ok]
+    timed = [drill.seconds for drill in drills if drill.seconds is not None]
+    longest = [line.longest_hours for line in report.databases if line.longest_hours is not None]
+    undrilled = sum(not line.drills for line in report.databases)
+    yield Fact("Backups", f"{len(backups):,}", render.size(sum(each.archive_bytes for each in backups)))
+    yield Fact("Longest time between two", words.span(max(longest) * 3600) if longest else "unknown", "of good backups")
+    identical = sum(drill.level == "identical" for drill in drills)
+    yield Fact("Drills that succeeded", f"{len(drills)}", f"{identical} identical, {len(drills) - identical} restored")
+    yield Fact("Slowest restore", words.span(max(timed)) if timed else "unknown", "as drills measured it")
+    yield Fact("Never drilled in it", _databases(undrilled), f"of {_databases(len(report.databases))}")
+
+
+def _real_gaps(line: Line) -> int:
+    return sum(not gap.thinned for gap in line.gaps)
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def policy(chosen: Policy | None, known: bool) -> str:
