@@ -147,7 +147,8 @@ def _signing(subject: Subject) -> str | Doubt:
     """Whether what is signed here is believed here: something is signed, and looked at."""
     keys, believed = subject.keys(), "what nobody signed is taken for as good as what somebody did"
     if keys.trusted:
-        believed = f"only what one of {len(keys.trusted)} keys signed is trusted"
+        known = "the one key" if len(keys.trusted) == 1 else f"one of {len(keys.trusted)} keys"
+        believed = f"only what {known} signed is trusted"
     if keys.secret is None:
         hint = f"Set {signing.KEY_SETTING}, unless no backup is taken or noted here."
         lacks = keys.trusted and subject.source is not None

@@ -92,7 +92,7 @@ def read_secret_key(text: str) -> SecretKey:
     if len(data) != _SECRET_FILE_BYTES or (data[:2], data[4:6]) != (_ED25519, _BLAKE2B):
         raise UsageError(f"{KEY_SETTING} has no secret key of minisign", hint=made)
     if data[2:4] != _NO_PASSWORD:
-        hint = f"Nobody is there at night to type it: take it off with `minisign -C -W -s FILE`. {made}"
+        hint = "Nobody is there at night to type it: take it off with `minisign -C -W -s FILE`."
         raise UsageError(f"the secret key in {KEY_SETTING} is protected by a password", hint=hint)
     data = data[_SECRET_HEADER_BYTES:]
     key_id, seed, key = data[:8], data[8:40], data[40:72]

@@ -1,6 +1,7 @@
 """Signatures: minisign reads ours; not one byte, and not one name, of what was signed can be another."""
 
 import base64
+import re
 import shutil
 import subprocess
 import sys
@@ -20,11 +21,11 @@ TRUSTED = made_keys().trusted
 SIGNATURE = sign(made_secret(), KEY, DATA)
 
 
-def minisign(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs the real program."""
+def minisign(*arguments: str | Path, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs the real program; `typed` is what it asks for."""
     program = shutil.which("minisign")
     assert program, "minisign is not installed"
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, input=typed)
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +59,19 @@ def test_the_public_key_is_written_as_minisign_writes_it(real_key: tuple[SecretK
 
     assert str(secret.public) == public.read_text().splitlines()[1]
     assert read_public_key(str(secret.public)) == secret.public
+
+
+@pytest.mark.slow
+def test_a_password_of_minisigns_is_refused_and_the_hint_takes_it_off(tmp_path: Path) -> None:
+    public, secret = tmp_path / "backupd.pub", tmp_path / "backupd.key"
+    assert minisign("-G", "-p", public, "-s", secret, typed="canary\ncanary\n").returncode == 0
+    with pytest.raises(UsageError, match="is protected by a password") as caught:
+        read_secret_key(secret.read_text())
+    hint = re.search("`minisign (.*) FILE`", caught.value.hint or "")
+    assert hint
+
+    assert minisign(*hint[1].split(), secret, typed="canary\n").returncode == 0
+    assert str(read_secret_key(secret.read_text()).public) == public.read_text().splitlines()[1]
 
 
 # --- what is believed
@@ -158,7 +172,7 @@ def test_what_is_no_usable_secret_key_is_refused_and_not_repeated(text: str, mes
     with pytest.raises(UsageError, match=message) as caught:
         read_secret_key(text)
 
-    assert "minisign -G -W" in str(caught.value)
+    assert re.search("`minisign -[GC] -W ", str(caught.value))
     assert not any(line in str(caught.value) for line in text.splitlines() if line)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from fix_store import StoreCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_archives import Made, make_archive
@@ -193,6 +194,17 @@ def test_who_believes_signatures_and_has_no_key_writes_nothing_that_would_not_be
     with pytest.raises(AccessRefused):
         reader.commit(made_manifest(START, number=1))
     assert store.objects == before
+
+
+def test_every_kind_of_store_keeps_signatures_and_gives_them_back(store_case: StoreCase) -> None:
+    catalog = Catalog(store_case.store, KEYS)
+    backup = take(catalog, made_manifest(START))
+    backup = catalog.note(backup, "pinned", True, {}, NOW)
+
+    assert catalog.backups() == Listing((backup,))
+    assert catalog.sweep("prod", "app", NOW) == []
+    catalog.delete(backup)
+    assert list(store_case.store.list()) == []
 
 
 # --- manifests
