@@ -66,7 +66,8 @@ ASIDE_CHUNKS = 8
 class Job:
     """What to back up and how; `server` is the label, `scratch` a folder or None for the system's temporary one.
 
-    With `recipients` it is encrypted to them, and neither manifest nor keys name what is in it.
+    With `recipients` it is encrypted to them, and neither manifest nor keys name what is in it; `role_passwords` also
+    records by what the server checks the passwords of its roles, and needs them.
     """
 
     server: str
@@ -76,6 +77,7 @@ class Job:
     scratch_limit_bytes: int | None = None
     wait_seconds: float = 0.0
     recipients: tuple[str, ...] = ()
+    role_passwords: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
                 table_of_contents = toc.read_toc(toc_bytes)
                 rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
                 if not rewritten:
-                    known, expected_bytes = facts.read(session), facts.table_bytes(session)
+                    known = facts.read(session, passwords=run.job.role_passwords)
+                    expected_bytes = facts.table_bytes(session)
                     stream = _Stream(running, files, watch, table_of_contents, toc_bytes, known, expected_bytes)
                     return _store(run, catalog, stream, clock)
             except VerificationFailed:

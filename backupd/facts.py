@@ -9,12 +9,13 @@ from dataclasses import replace
 
 from backupd import marks
 from backupd.contract import Facts, Relation
+from backupd.errors import AccessRefused
 from backupd.manifest import DatabaseProperties, Extension, Grant, Membership, Recovery, Role, Setting
 from backupd.postgres import Session
 
 
-def read(session: Session) -> Facts:
-    """The facts of the session's database."""
+def read(session: Session, *, passwords: bool = False) -> Facts:
+    """The facts of the session's database, with the verifiers of its roles' passwords only on demand."""
     return Facts(
         system_identifier=system_identifier(session),
         database_bytes=database_bytes(session),
@@ -22,7 +23,7 @@ def read(session: Session) -> Facts:
         relations=tuple(relations(session)),
         extensions=tuple(extensions(session)),
         recovery=recovery(session),
-        roles=tuple(roles(session)),
+        roles=tuple(roles(session, passwords=passwords)),
     )
 
 
@@ -131,8 +132,8 @@ def role_names(session: Session) -> frozenset[str]:
     return frozenset(str(row[0]) for row in session.rows("SELECT rolname FROM pg_roles"))
 
 
-def roles(session: Session) -> list[Role]:
-    """What the cluster's roles are, but for PostgreSQL's own; every role may ask."""
+def roles(session: Session, *, passwords: bool = False) -> list[Role]:
+    """What the cluster's roles are, but for PostgreSQL's own; every role may ask, but for `passwords`."""
     # to_jsonb, because inherit_option and set_option are there from 16 on
     memberships: dict[str, list[Membership]] = {}
     for member, role, row in session.rows(
@@ -145,7 +146,21 @@ def roles(session: Session) -> list[Role]:
         " rolconnlimit FROM pg_roles WHERE rolname NOT LIKE 'pg\\_%' ORDER BY rolname"
     )
     plain = [Role(*row) for row in session.rows(query)]
-    return [replace(role, member_of=tuple(memberships.get(role.name, ()))) for role in plain]
+    verifiers = _verifiers(session) if passwords else {}
+    return [
+        replace(role, member_of=tuple(memberships.get(role.name, ())), password=verifiers.get(role.name))
+        for role in plain
+    ]
+
+
+def _verifiers(session: Session) -> Mapping[str, str]:
+    """What the server checks each role's password by. Raises AccessRefused where the session's role may not see it."""
+    if not session.row("SELECT has_column_privilege('pg_authid', 'rolpassword', 'SELECT')")[0]:
+        raise AccessRefused(
+            "role may not read the passwords of roles (pg_authid)",
+            hint="GRANT SELECT ON pg_authid TO it in this database, or do without --with-role-passwords.",
+        )
+    return dict(session.rows("SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL"))
 
 
 def relations(session: Session) -> list[Relation]:

@@ -43,6 +43,7 @@ _FORMS = (
     (re.compile(rf"({_NAMES}['\"]?\s*:\s*|\bpassword\s+)(?:{_QUOTED})", re.I), rf"\1{MASK}"),  # JSON, SQL
     (re.compile(rf"(<({_NAMES})>)[^<]*", re.I), rf"\1{MASK}"),  # XML answers of S3
     (re.compile(r"AGE-SECRET-KEY-1[0-9A-Z]+", re.I), MASK),
+    (re.compile(r"SCRAM-SHA-256\$[0-9]+:[^\s'\"]+|\bmd5[0-9a-f]{32}\b"), MASK),  # what passwords are checked by
 )
 _CHILD_LEVELS = ((" error: ", "error"), (" fatal: ", "error"), (" warning: ", "warning"))
 

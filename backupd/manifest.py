@@ -145,7 +145,10 @@ class Membership:
 
 @dataclass(frozen=True)
 class Role:
-    """A role as it was on the source's cluster, without its password. No `connection_limit` is -1."""
+    """A role as it was on the source's cluster. No `connection_limit` is -1.
+
+    `password` is its verifier (SCRAM-SHA-256$... or md5...), recorded only on demand and in encrypted archives.
+    """
 
     name: str
     login: bool
@@ -157,6 +160,7 @@ class Role:
     bypass_row_security: bool
     connection_limit: int = -1
     member_of: tuple[Membership, ...] = ()
+    password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The roles that a dump needs and a cluster lacks: what would be made of each, made, and gone again after a failure.
 
 A dump has no roles, pg_dumpall asks for a superuser and takes the passwords along: so the roles that a dump refers to
-are recorded in its contract, without passwords, and made where they are missing. A role that is there already is never
-changed, nor made a member or a group of anything.
+are recorded in its contract, by what their passwords are checked only on demand, and made where they are missing. A
+role that is there already is never changed, nor made a member or a group of anything.
 
 A new role cannot log in, and is no superuser, whatever it was: an archive may come from a store that others can write.
 What else gives power over others (CREATEDB, CREATEROLE, REPLICATION, BYPASSRLS) is given by a superuser only; an
@@ -77,6 +77,7 @@ def describe(planned: Planned) -> str:
     """What is made, and what is left to a person, in a sentence."""
     name, groups = _quoted(planned.role.name), ", ".join(_quoted(each.role) for each in planned.groups)
     made = " ".join(("NOLOGIN", *planned.given)) + (f", a member of {groups}" if groups else "")
+    made += ", with its password" if planned.role.password else ""
     left = [f"ALTER ROLE {name} {' '.join(planned.withheld)};"] if planned.withheld else []
     left += [f"GRANT {_quoted(group)} TO {name};" for group in planned.left_groups]
     return f"role {name} is new: {made}" + (f"; left to you: {' '.join(left)}" if left else "")
@@ -112,6 +113,8 @@ def _create(session: Session, major: int, planned: Sequence[Planned]) -> None:
     for each in planned:
         words: list[LiteralString] = ["CREATE ROLE {} NOLOGIN", *each.given, "CONNECTION LIMIT {}"]
         session.execute(" ".join(words), [each.role.name], [each.role.connection_limit])
+        if each.role.password:
+            session.execute("ALTER ROLE {} PASSWORD {}", [each.role.name], [each.role.password])
         if not superuser:
             session.execute("GRANT {} TO CURRENT_USER", [each.role.name])
     for each in planned:

@@ -48,6 +48,7 @@ RUN_VARIABLES: Mapping[str, str] = {
     "BACKUPD_COMMAND": "the verb to run where no arguments are given, such as `restore`",
     "BACKUPD_BACKUP_DATABASES": "`backup`: the databases, separated by commas, instead of the source's",
     "BACKUPD_BACKUP_WAIT": "`backup --wait`: how long to wait for another run to end",
+    "BACKUPD_BACKUP_WITH_ROLE_PASSWORDS": "`backup --with-role-passwords`: also what roles' passwords are checked by",
     "BACKUPD_RESTORE_BACKUP": "`restore`: the backup, by id or as `app@latest`",
     "BACKUPD_RESTORE_AS": "`restore --as`: the name of a new database",
     "BACKUPD_RESTORE_INTO": "`restore --into`: an existing, empty database",

@@ -17,6 +17,7 @@ from fix_postgres import DatabaseFactory, PostgresServer
 from fix_restore import NewName, contents, exists, flip, values
 from fix_store import S3Server
 from fix_tools import Ended, Site, s3_site
+from psycopg import sql
 
 from backupd.manifest import Backup, Filter
 from backupd.selector import name_of
@@ -162,6 +163,63 @@ def test_predecessors_are_compared_by_their_totals_alone_and_the_log_says_so(
     assert suspect is not None
     assert suspect.startswith("2000 rows in all")
     assert PRIVATE not in suspect
+
+
+# --- what roles' passwords are checked by
+
+
+VERIFIER = "SELECT rolpassword FROM pg_authid WHERE rolname = %s"
+
+
+@pytest.mark.slow
+def test_a_missing_role_gets_its_password_back_and_nobody_sees_it(
+    here: Site, key: Key, database: DatabaseFactory, new_role: Callable[..., str], new_name: NewName
+) -> None:
+    name, role, restored = database(here.server), new_role(here.server), new_name(here.server)
+    with here.server.connect(name) as connection:
+        connection.execute(sql.SQL("CREATE TABLE mine (); ALTER TABLE mine OWNER TO {}").format(sql.Identifier(role)))
+        (verifier,) = connection.execute(VERIFIER, [role]).fetchone() or ("",)
+        assert verifier.startswith("SCRAM-SHA-256$")
+        here.secrets.append(verifier)  # from now on every output is looked through for it
+        backup = taken(here, name, "--with-role-passwords")
+        connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))
+    opened(here, key)
+    assert here.run("tables", backup.id, "--json").code == 0
+    assert verifier not in repr(here.index(backup))
+    ended = here.run("restore", backup.id, "--as", restored, "--create-roles", BACKUPD_LOG__LEVEL="debug")
+    assert ended.code == 0, ended.stderr
+    assert "with its password" in ended.stdout
+    with here.server.connect() as connection:
+        assert connection.execute(VERIFIER, [role]).fetchone() == (verifier,)
+        query = "SELECT rolcanlogin FROM pg_roles WHERE rolname = %s"
+        assert connection.execute(query, [role]).fetchone() == (False,)
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(sql.Identifier(restored)))
+
+
+@pytest.mark.slow
+def test_passwords_are_recorded_only_on_demand_and_by_who_may_see_them(
+    here: Site, key: Key, private: psycopg.Connection[Any], new_role: Callable[..., str]
+) -> None:
+    name = private.info.dbname
+    index = opened(here, key).index(taken(here, name))
+    assert {role.password for role in index.contract.role_definitions} == {None}
+    reader = new_role(here.server)  # pg_read_all_data would do, which may read pg_authid too
+    grant = sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}")
+    private.execute(grant.format(sql.Identifier(reader)))
+    here.remember()
+    ended = here.run("backup", name, BACKUPD_BACKUP_WITH_ROLE_PASSWORDS="true", BACKUPD_SOURCE__USER=reader)
+    assert ended.code == 12, ended.stderr
+    assert "pg_authid" in ended.error["message"]
+    assert len(here.listed()) == 1
+    private.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(reader)))
+
+
+def test_passwords_without_encryption_are_refused(here: Site, private: psycopg.Connection[Any]) -> None:
+    here.remember()
+    ended = here.run("backup", private.info.dbname, "--with-role-passwords", **{RECIPIENTS: ""})
+    assert ended.code == 2, ended.stderr
+    assert RECIPIENTS in ended.error["hint"]
+    assert here.listed() == []
 
 
 # --- read with a private key

@@ -71,6 +71,8 @@ def json_log(*secrets: str, level: Literal["debug", "info", "warning", "error"] 
         ("https://b/k?X-Amz-Signature=canary&X-Amz-Date=1", "https://b/k?X-Amz-Signature=***&X-Amz-Date=1"),
         ("https://b/k?X-Amz-Security-Token=canary&z=1", "https://b/k?X-Amz-Security-Token=***&z=1"),
         ("key AGE-SECRET-KEY-1QQQCANARY0 end", "key *** end"),
+        ("role app SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy end", "role app *** end"),
+        ("role app md50123456789abcdef0123456789abcdef end", "role app *** end"),
     ],
 )
 def test_what_has_the_form_of_a_secret_is_masked_and_the_rest_stays(text: str, scrubbed: str) -> None:

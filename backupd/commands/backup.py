@@ -29,6 +29,14 @@ def backup(
     wait: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to wait for another run.", envvar="BACKUPD_BACKUP_WAIT")
     ] = 0.0,
+    with_role_passwords: Annotated[
+        bool,
+        typer.Option(
+            "--with-role-passwords",
+            help="Record by what the server checks roles' passwords; needs encryption.",
+            envvar="BACKUPD_BACKUP_WITH_ROLE_PASSWORDS",
+        ),
+    ] = False,
     json_: shared.Json = False,
 ) -> None:
     """Take a proven backup of each database, then apply the retention policy, if one is set.
@@ -37,7 +45,10 @@ def backup(
     13 no client new enough, 14 the dump is not whole, 17 no room, 18 the server failed; all in the README.
     """
     with reported("backup", pings=True) as run:
-        taken = _take_each(run, databases or run.here.databases_of_job(), wait)
+        if with_role_passwords and not run.here.settings.recipients():
+            hint = "Set BACKUPD_ENCRYPTION__RECIPIENTS: what passwords are checked by never lies in a store in clear."
+            raise UsageError("--with-role-passwords is given, and backups are not encrypted", hint=hint)
+        taken = _take_each(run, databases or run.here.databases_of_job(), wait, with_role_passwords)
         for each in taken:
             _print_taken(each, json_)
             _prune_after(run, run.found, each, run.here.settings.retention.policy())
@@ -46,7 +57,7 @@ def backup(
         run.raise_failures()
 
 
-def _take_each(run: Run, names: list[str], wait: float) -> list[Backup]:
+def _take_each(run: Run, names: list[str], wait: float, role_passwords: bool) -> list[Backup]:
     """The backups that were taken; what failed is in the run."""
     from backupd import backup as verb
     from backupd import dump
@@ -66,6 +77,7 @@ def _take_each(run: Run, names: list[str], wait: float) -> list[Backup]:
                 scratch_limit_bytes=settings_.scratch.limit,
                 wait_seconds=wait,
                 recipients=settings_.recipients(),
+                role_passwords=role_passwords,
             )
             with run.step(database, "backup") as made:
                 run.run_hook("before", database, {})

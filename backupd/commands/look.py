@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from backupd.commands import shared, tell
 from backupd.commands.run import reported
 from backupd.errors import BackupdError, Stale, UsageError
 from backupd.installation import Installation
+from backupd.manifest import Contract
 from backupd.selector import name_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,13 @@ def tables(backup: shared.BackupName, json_: shared.Json = False) -> None:
     found = shared.installation().catalog()
     chosen = found.find(backup)
     index = archive.read_index(found.archive(chosen))
-    shared.print_json(asdict(index.contract)) if json_ else print(render.tables(index))
+    shared.print_json(_without_passwords(index.contract)) if json_ else print(render.tables(index))
+
+
+def _without_passwords(contract: Contract) -> dict[str, Any]:
+    """The contract as it is printed: what is sealed in an archive must not end up in a terminal or a file."""
+    definitions = tuple(replace(role, password=None) for role in contract.role_definitions)
+    return asdict(replace(contract, role_definitions=definitions))
 
 
 @app.command()
