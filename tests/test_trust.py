@@ -514,6 +514,14 @@ def test_sign_does_not_sign_what_was_swapped_after_it_was_read(made: Made) -> No
     assert not path.with_name(path.name + SIGNATURE).exists()
 
 
+def test_sign_needs_no_right_to_delete_where_there_is_no_signature(catalog: Catalog, store: Spied) -> None:
+    backup = forge(store, made_manifest(START))
+    store.fails = lambda action, key: action == "delete"
+
+    catalog.sign(backup)
+    assert one(catalog).untrusted is None
+
+
 def test_sign_replaces_the_signature_of_a_key_that_is_lost(made: Made) -> None:
     Catalog(made.store, made_keys(2)).commit(made.manifest)
     catalog = signed_catalog(made)
