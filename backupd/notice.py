@@ -128,7 +128,7 @@ def digest(status: Status) -> tuple[str, str]:
 
 
 def _lines(database: Database, now: datetime) -> Iterator[str]:
-    yield f"{database.label.database}: {database.state}"
+    yield f"{database.label}: {database.state}"
     if newest := database.newest:
         manifest = newest.manifest
         age = words.span((now - manifest.finished_at).total_seconds())

@@ -36,13 +36,14 @@ CHART = TOP / "chart"
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 KUBERNETES = "1.34.0"
 RELEASE, NAME = "shop", "shop-backupd"
-JOBS = ("backup", "restore", "drill", "refresh")
+JOBS = ("backup", "restore", "drill", "refresh", "digest")
 COMPONENTS = (*JOBS, "toolbox", "status", "doctor")
 OBJECTS = {
     "backup": f"CronJob/{NAME}",
     "restore": f"CronJob/{NAME}-restore",
     "drill": f"CronJob/{NAME}-drill",
     "refresh": f"CronJob/{NAME}-refresh",
+    "digest": f"CronJob/{NAME}-digest",
     "toolbox": f"Deployment/{NAME}-toolbox",
     "status": f"Deployment/{NAME}-status",
     "service": f"Service/{NAME}-status",
@@ -104,6 +105,11 @@ WATCHED: Mapping[str, Any] = {
     "alerts.enabled": True,
     "dashboard.enabled": True,
 }
+NOTIFY: Mapping[str, Any] = {
+    "notify.existingSecret": "notify",
+    "notify.secretKeys.pingUrl": "ping",
+    "notify.digestSchedule": "0 8 * * 1",
+}
 NETWORK: Mapping[str, Any] = {"networkPolicy.enabled": True}
 SECRET: Mapping[str, Any] = {"source.existingSecret": "postgres"}
 CONFIGMAP: Mapping[str, Any] = {"source.existingConfigMap": "postgres"}
@@ -126,6 +132,7 @@ WHOLE: Mapping[str, Mapping[str, Any]] = {
         **TRIGGER,
         **NETWORK,
         **WATCHED,
+        **NOTIFY,
         "backup.wait": 1,
         "extraEnvFrom": [{}],
     },
@@ -419,6 +426,23 @@ CASES: Mapping[str, Case] = {
     "scratch.medium": Case("Memory", "backup.pod.volumes.scratch.emptyDir.medium", "Memory"),
     "scratch.storageClass": Case(
         "fast", "backup.pod.volumes.scratch.ephemeral.volumeClaimTemplate.spec.storageClassName", "fast"
+    ),
+    "dump.maxSeconds": section("DUMP__MAX_SECONDS", 7200, "7200"),
+    "dump.vacuumAge": section("DUMP__VACUUM_AGE", 5000000, "5000000"),
+    "dump.nice": section("DUMP__NICE", 10, "10"),
+    "store.limitRate": Case("10M", "backup.env.BACKUPD_STORE__LIMIT_RATE", "10M"),
+    "notify.existingSecret": Case("n", "backup.env.BACKUPD_NOTIFY__URLS", reference("secretKeyRef", "n", "urls")),
+    "notify.secretKeys.urls": Case(
+        "to", "backup.env.BACKUPD_NOTIFY__URLS", reference("secretKeyRef", "notify", "to"), NOTIFY
+    ),
+    "notify.secretKeys.pingUrl": Case(
+        "switch",
+        "backup.env.BACKUPD_NOTIFY__PING_URL",
+        reference("secretKeyRef", "notify", "switch"),
+        {"notify.existingSecret": "notify"},
+    ),
+    "notify.digestSchedule": Case(
+        "0 9 * * 5", "digest.spec.schedule", "0 9 * * 5", {"notify.existingSecret": "notify"}
     ),
     "log.level": section("LOG__LEVEL", "debug", "debug"),
     "log.format": section("LOG__FORMAT", "console", "console"),
@@ -759,6 +783,9 @@ ELSEWHERE = {
     **{name: set(SECTIONS[name].model_fields) for name in SECTIONS if name.startswith("COPY")},
     "SCHEDULE": set(SECTIONS["SCHEDULE"].model_fields),  # the CronJobs', in which nothing of ours keeps time
     "SERVE": {"token"},  # a Secret
+    "NOTIFY": {"urls", "ping_url"},  # secretKeys
+    "HOOK": set(SECTIONS["HOOK"].model_fields),  # by extraEnv
+    "ENCRYPTION": set(SECTIONS["ENCRYPTION"].model_fields),  # by extraEnv
 }
 PLACES = {
     "SOURCE": "source",
@@ -968,7 +995,7 @@ def test_names_of_cronjobs_fit_into_52_characters(release: str) -> None:
     objects = render({**WHOLE["pvc"], **{"fullnameOverride": ""}}, release)
     names = [key.partition("/")[2] for key in objects if key.startswith("CronJob/")]
 
-    assert len(names) == 4
+    assert len(names) == 5
     for name in names:
         assert len(name) <= 52
         assert re.fullmatch("[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
@@ -1065,10 +1092,10 @@ def test_a_restore_has_no_arguments_so_that_its_environment_names_the_verb() -> 
 
 
 def test_a_restore_is_not_stopped_by_a_retention_that_is_wrong() -> None:
-    objects = render({**DRILL, **REFRESH, **STATUS})
+    objects = render({**DRILL, **REFRESH, **STATUS, **NOTIFY})
     with_retention = {c for c in COMPONENTS if "BACKUPD_RETENTION__KEEP_DAILY" in env(objects, c)}
 
-    assert with_retention == {"backup", "toolbox", "status", "doctor"}
+    assert with_retention == {"backup", "toolbox", "status", "doctor", "digest"}
 
 
 def test_a_person_reads_what_the_toolbox_says() -> None:
@@ -1084,7 +1111,7 @@ def test_backups_are_filed_under_the_releases_name() -> None:
 
 
 def test_only_who_restores_has_the_target_and_its_password() -> None:
-    objects = render({**TARGET, **DRILL, **REFRESH, **STATUS})
+    objects = render({**TARGET, **DRILL, **REFRESH, **STATUS, **NOTIFY})
     having = {c for c in COMPONENTS if "BACKUPD_TARGET__PASSWORD_FILE" in env(objects, c)}
 
     assert having == {"restore", "toolbox", "doctor"}
@@ -1093,7 +1120,7 @@ def test_only_who_restores_has_the_target_and_its_password() -> None:
 
 
 def test_only_who_vouches_for_backups_has_the_signing_key_and_everybody_checks_it() -> None:
-    objects = render({**SIGNING, **DRILL, **REFRESH, **STATUS})
+    objects = render({**SIGNING, **DRILL, **REFRESH, **STATUS, **NOTIFY})
 
     assert {c for c in COMPONENTS if "BACKUPD_SIGNING__PUBLIC_KEYS" in env(objects, c)} == set(COMPONENTS)
     for signing in (
@@ -1188,10 +1215,26 @@ def test_the_target_of_refreshes_is_described_as_that_of_restores() -> None:
     assert {**rules("refresh.target"), "secretKeys": 0} == {**rules("restore.target"), "secretKeys": 0}
 
 
+def test_only_who_runs_tells_and_only_backups_ping() -> None:
+    objects = render({**NOTIFY, **DRILL, **REFRESH, **STATUS})
+
+    telling = {c for c in COMPONENTS if "BACKUPD_NOTIFY__URLS" in env(objects, c)}
+    assert telling == {"backup", "drill", "digest", "toolbox", "doctor"}
+    assert {c for c in COMPONENTS if "BACKUPD_NOTIFY__PING_URL" in env(objects, c)} == {"backup"}
+
+
+def test_a_digest_that_nobody_gets_is_refused() -> None:
+    assert "notify.digestSchedule is set, but notify.existingSecret is not" in refusal(
+        {"notify.digestSchedule": "0 8 * * 1"}
+    )
+
+
 def test_no_aws_variable_is_rendered_without_a_secret() -> None:
     for component in COMPONENTS:
         assert not [
-            name for name in env(render({**S3, **DRILL, **REFRESH, **STATUS}), component) if name.startswith("AWS_")
+            name
+            for name in env(render({**S3, **DRILL, **REFRESH, **STATUS, **NOTIFY}), component)
+            if name.startswith("AWS_")
         ]
     assert "AWS_SESSION_TOKEN" not in env(render({**S3, "store.s3.existingSecret": "s3"}), "backup")
 

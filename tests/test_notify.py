@@ -211,9 +211,9 @@ def test_a_digest_says_how_every_database_fares_the_worst_first() -> None:
     title, body = digest(good, wrong)
 
     assert title == "backupd prod: 1 of 2 databases need a look"
-    assert body.startswith("crm: danger\n- all its backups are suspect. ")
+    assert body.startswith("prod/crm: danger\n- all its backups are suspect. ")
     assert body.endswith(
-        f"app: safe\nnewest good backup {good.id}, 2 h 50 min old, 2 rows; 1 in all\n"
+        f"prod/app: safe\nnewest good backup {good.id}, 2 h 50 min old, 2 rows; 1 in all\n"
         f"Backup {good.id} was restored: identical."
     )
     assert digest(good)[0] == "backupd prod: all 1 databases are safe"
@@ -361,7 +361,7 @@ def test_a_digest_is_printed_and_sent(
     ((title, body),) = receiver.messages
     printed = capsys.readouterr().out
     assert title == "backupd prod: 1 of 1 databases need a look"
-    assert "e\\x1bvil: danger" in printed
+    assert "prod/e%1Bvil: danger" in printed
     assert "\x1b" not in printed + body
 
 

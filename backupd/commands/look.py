@@ -132,13 +132,16 @@ def check(
 
 @app.command()
 def digest() -> None:
-    """Say how every database of this server fares, and send that to whoever is notified: for a weekly schedule."""
+    """Say how every database fares, and send that to whoever is notified: for a weekly schedule.
+
+    It is of BACKUPD_SOURCE__SERVER, where that is set, else of all servers in the store.
+    """
     from backupd import notice, status
 
     here, now = shared.installation(), shared.now()
     found, expected = here.catalog(), here.expected()
     labels = None if expected is None else tuple(expected)
-    listing = found.backups(here.settings.server_label)
+    listing = found.backups(here.settings.source.server)
     reading = status.Reading(found.store.url, now)
     title, body = notice.digest(status.status(listing, here.expectations(labels, now), reading, now))
     print(render.printable(title))

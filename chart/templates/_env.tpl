@@ -32,10 +32,14 @@ wrong.
 - name: BACKUPD_SIGNING__KEY_FILE
   value: /etc/backupd/signing/key
 {{- end }}
-{{- if has .component (list "backup" "toolbox" "doctor" "status") }}
+{{- if has .component (list "backup" "toolbox" "doctor" "status" "digest") }}
 {{- include "backupd.env.retention" . }}
 {{- end }}
-{{- if has .component (list "backup" "drill" "status") }}
+{{- include "backupd.env.notify" . }}
+{{- if has .component (list "backup" "toolbox") }}
+{{- include "backupd.env.section" (dict "section" "STORE" "values" (pick .root.Values.store "limitRate")) }}
+{{- end }}
+{{- if has .component (list "backup" "drill" "status" "digest") }}
 {{- include "backupd.env.section" (dict "section" "EXPECT" "values" .root.Values.expect) }}
 {{- end }}
 {{- if has .component (list "backup" "drill") }}
@@ -204,6 +208,23 @@ $(NAME) in a variable's value is another one's to Kubernetes, unless the dollar 
       optional: true
 {{- end }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Who is told, of what the component does: a missing Secret or key tells nobody, and stops nothing. */}}
+{{- define "backupd.env.notify" -}}
+{{- $notify := .root.Values.notify }}
+{{- $names := dict "BACKUPD_NOTIFY__URLS" "urls" "BACKUPD_NOTIFY__PING_URL" "pingUrl" }}
+{{- range $name, $key := $names }}
+{{- $told := eq $key "urls" | ternary (list "backup" "drill" "digest" "toolbox" "doctor") (list "backup") }}
+{{- if and $notify.existingSecret (get $notify.secretKeys $key) (has $.component $told) }}
+- name: {{ $name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $notify.existingSecret | quote }}
+      key: {{ get $notify.secretKeys $key | quote }}
+      optional: true
 {{- end }}
 {{- end }}
 {{- end }}

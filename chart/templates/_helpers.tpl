@@ -66,9 +66,9 @@ annotations:
 {{- if and .root.Values.signing.existingSecret (has .component (list "backup" "drill" "toolbox" "doctor")) }}true{{ end }}
 {{- end }}
 
-{{/* Whether a component talks to the source. A page of several servers has none that is its own. Takes root, component. */}}
+{{/* Whether a component talks to the source. A page or digest of several servers has none that is its own. Takes root, component. */}}
 {{- define "backupd.hasSource" -}}
-{{- $many := and (eq .component "status") .root.Values.source.services }}
+{{- $many := and (has .component (list "status" "digest")) .root.Values.source.services }}
 {{- if not (or $many (has .component (list "drill" "refresh"))) }}true{{ end }}
 {{- end }}
 

@@ -62,7 +62,7 @@ image: {{ include "backupd.image" .root }}
 imagePullPolicy: {{ $values.image.pullPolicy }}
 {{- if .args }}
 args: {{ toJson .args }}
-{{- else if eq .component "backup" "drill" "doctor" }}
+{{- else if eq .component "backup" "drill" "doctor" "digest" }}
 args: [{{ .component }}]
 {{- else if eq .component "toolbox" }}
 command: [sleep, infinity]
@@ -279,7 +279,7 @@ emptyDir:
 {{- end }}
 {{- end }}
 {{- end }}
-{{- if and $target.existingSecret (not (has .component (list "backup" "drill" "status"))) }}
+{{- if and $target.existingSecret (not (has .component (list "backup" "drill" "status" "digest"))) }}
 {{- $keys := dict "password" $target.secretKeys.password }}
 {{- include "backupd.secretVolume" (dict "name" "target" "secret" $target.existingSecret "keys" $keys) }}
 {{- end }}

@@ -44,6 +44,9 @@ All that is wrong with the values, one sentence a line: what the schema cannot s
 - source.secretKeys.{{ $name }} is set, but source.existingSecret is not
 {{- end }}
 {{- end }}
+{{- if and .Values.notify.digestSchedule (not .Values.notify.existingSecret) }}
+- notify.digestSchedule is set, but notify.existingSecret is not, so that nobody would be told
+{{- end }}
 {{- if $services }}
 {{- if or $source.host $source.configMapKeys.host $source.server }}
 - source.services is set: leave source.host, source.configMapKeys.host and source.server empty, each service has its own
