@@ -699,7 +699,7 @@ def test_a_store_that_is_not_mounted_is_a_failure(case: Case) -> None:
     assert failed(found) == {"store list": 10}
     assert "Mount the volume" in (found["store list"].hint or "")
     assert with_status(found, "skip") == {
-        f"store {name}" for name in ("put", "get", "range", "clock", "delete", "abort", "durability")
+        f"store {name}" for name in ("put", "get", "range", "clock", "delete", "abort", "durability", "keys")
     }
 
 
