@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,6 +51,8 @@ from backupd.sections import (
 from backupd.store import S3Options
 
 _KNOWN = (*(name for one in variables() for name in (one.name, one.file_name) if name), *RUN_VARIABLES)
+_SECRET_VARIABLES = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN")
+_MINISIGN_COMMENT = "untrusted comment:"
 _INJECTED = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?")
 _SHORTEST_TOKEN = 12  # characters: a shorter piece of a URL may be a word, and is masked in its own messages only
 _INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
@@ -216,21 +218,22 @@ def load(environment: Mapping[str, str]) -> Settings:
 
 
 def secrets(settings: Settings) -> tuple[str, ...]:
-    """Every secret value that is known, for the log to scrub."""
-    names = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    sections = (settings.source, settings.target, settings.drill)
-    passwords = (_plain(section.password) for section in sections)
-    key = (_plain(settings.signing.key) or "").splitlines()
+    """Every secret value that is known, for the log to scrub: whole, and line by line, since a log has lines."""
     urls = (*settings.notify.send_to, *filter(None, [settings.notify.ping_to]))
     known = (
-        *passwords,
+        *(piece for value in _secret_values(settings) for piece in (value, *value.splitlines())),
         *(piece for url in urls for piece in (url, *secret_pieces(url, _SHORTEST_TOKEN))),
-        *map(settings.environment.get, names),
+        *map(settings.environment.get, _SECRET_VARIABLES),
         *passfile_passwords(settings.passfile or ""),
-        _plain(settings.serve.token),
-        *(line for line in key if not line.startswith("untrusted comment:")),
     )
-    return tuple(dict.fromkeys(secret for secret in known if secret))
+    return tuple(dict.fromkeys(each for each in known if each and not each.startswith(_MINISIGN_COMMENT)))
+
+
+def _secret_values(settings: Settings) -> Iterator[str]:
+    """The secrets of all sections, by their type alone: no list of names could forget one."""
+    for section in (getattr(settings, each.name) for each in fields(settings)):
+        if isinstance(section, BaseModel):
+            yield from (value.get_secret_value() for _, value in section if isinstance(value, SecretStr))
 
 
 def _is_ours(name: str, value: str) -> bool:
