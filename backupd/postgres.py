@@ -86,7 +86,10 @@ class Session:
 
     def row(self, query: LiteralString, parameters: Sequence[object] = ()) -> tuple[Any, ...]:
         """The query's one row."""
-        return self.rows(query, parameters)[0]
+        found = self.rows(query, parameters)
+        if not found:
+            raise _strange(self.place)
+        return found[0]
 
     def execute(self, statement: LiteralString, names: Sequence[str] = (), literals: Sequence[str | int] = ()) -> None:
         """Runs a statement in which each `{}` is a name, quoted, and then each further one a literal, quoted."""
@@ -162,10 +165,7 @@ def _pinned(
 ) -> Access:
     session = Session(link, _place(link))
     refuse_pooler(session)
-    version_num, version, standby, started_at = session.row(
-        "SELECT current_setting('server_version_num')::int, current_setting('server_version'),"
-        " pg_is_in_recovery(), extract(epoch FROM pg_postmaster_start_time())::float8"
-    )
+    version_num, version, standby, started_at = _looked_at(session)
     info = link.info
     pins = {"host": info.host, "hostaddr": info.hostaddr, "port": str(info.port), "user": info.user}
     pinned = {**server.keywords, **{name: value for name, value in pins.items() if value}}
@@ -179,6 +179,23 @@ def _pinned(
         standby=standby,
         started_at=started_at,
     )
+
+
+def _looked_at(session: Session) -> tuple[int, str, bool, float]:
+    """The server's version, as a number and in words, whether it is a standby, and when it was started."""
+    found = session.row(
+        "SELECT current_setting('server_version_num')::int, current_setting('server_version'),"
+        " pg_is_in_recovery(), extract(epoch FROM pg_postmaster_start_time())::float8"
+    )
+    match found:
+        case (int(number), str(version), bool(standby), float(started_at)) if number > 0 and version.strip():
+            return number, version, standby, started_at
+    raise _strange(session.place)
+
+
+def _strange(place: str) -> DatabaseError:
+    hint = "Check that PostgreSQL itself listens there: TLS with `verify-full` proves who answers."
+    return DatabaseError(f"{place}: what answers there does not answer as PostgreSQL does", hint=hint)
 
 
 def keywords(text: str, name: str) -> dict[str, str]:
@@ -374,6 +391,8 @@ def _translated(place: str) -> Iterator[None]:
         yield
     except psycopg.Error as exc:
         raise _translate(exc, place) from exc
+    except (ValueError, ArithmeticError, RecursionError) as exc:  # what came is of no type that it says to be
+        raise _strange(place) from exc
 
 
 def _translate(exc: psycopg.Error, place: str) -> BackupdError:

@@ -68,18 +68,27 @@ class Ours:
 def made_for(session: Session, live: str) -> list[Ours]:
     """The databases that replaced the live one's predecessors, or are to replace it; kept ones newest first, then rest.
 
-    Sizes are 0 where the role may not ask.
+    Sizes are 0 where the role may not ask. Whoever owns a database may write what he likes into its comment: a mark by
+    which it would take the live one's place counts only where its owner could have made it so.
     """
     query: LiteralString = (
-        "SELECT datname, shobj_description(oid, 'pg_database'), CASE WHEN has_database_privilege(oid, 'CONNECT')"
-        " OR pg_has_role('pg_read_all_stats', 'USAGE') THEN pg_database_size(oid) ELSE 0 END FROM pg_database"
+        "SELECT d.datname, shobj_description(d.oid, 'pg_database'), CASE WHEN has_database_privilege(d.oid, 'CONNECT')"
+        " OR pg_has_role('pg_read_all_stats', 'USAGE') THEN pg_database_size(d.oid) ELSE 0 END,"
+        " o.rolsuper OR o.oid = me.oid OR (NOT me.rolsuper AND pg_has_role(o.oid, 'MEMBER'))"
+        " OR o.oid IN (SELECT datdba FROM pg_database WHERE datname = %s)"
+        " FROM pg_database d JOIN pg_roles o ON o.oid = d.datdba JOIN pg_roles me ON me.rolname = current_user"
     )
     found = []
-    for name, comment, size_bytes in session.rows(query):
+    for name, comment, size_bytes, trusted in session.rows(query, [live]):
         mark = marks.read(comment)
         unmarked = comment is None and marks.is_beside(name, live)
-        if unmarked or (mark is not None and mark.live == live and name != live):
+        if not (unmarked or (mark is not None and mark.live == live and name != live)):
+            continue
+        if trusted or mark is None or mark.state == "restoring":
             found.append(Ours(name, mark, size_bytes))
+        else:
+            action = f"if it is right, give it the owner of {live}; else ask its owner why it says so"
+            _log.warning("swap.stranger", database=name, comment=mark.text().splitlines()[0], action=action)
     return sorted(found, key=lambda ours: (ours.mark.stamp if ours.mark else "", ours.name), reverse=True)
 
 

@@ -1,17 +1,22 @@
 """Databases whose owners are hostile: nothing that they made runs with our rights in a query of ours."""
 
+import signal
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
+from attack import peers
 from fix_postgres import DatabaseFactory, PostgresServer
 from fix_restore import NewName
 from fix_tools import Site
 from psycopg import sql
 from traps import SPRUNG, fill_traps
 
-from backupd import facts, postgres
+from backupd import facts, marks, postgres, swap
+from backupd.errors import DatabaseError, UsageError
 
 MakeSite = Callable[..., Site]
 NewRole = Callable[..., str]
@@ -87,3 +92,78 @@ def test_settings_that_a_database_s_owner_gave_it_change_no_query_of_ours(
     ):
         ended = here.run(*arguments)
         assert ended.code == 0, (arguments, ended.stderr)
+
+
+def test_undo_takes_no_database_whose_owner_only_says_that_it_was_the_live_one(
+    postgres17: PostgresServer, database: DatabaseFactory, new_role: NewRole, tmp_path: Path
+) -> None:
+    planter, live = new_role(postgres17, "CREATEDB"), database(postgres17, "live")
+    planted = database(postgres17, f"{live}_before")
+    mark = marks.Mark("kept", "undo", live, "29991231235959").text()
+    with postgres17.connect() as connection:
+        name = sql.Identifier(planted)
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, sql.Identifier(planter)))
+        connection.execute(sql.SQL("SET SESSION AUTHORIZATION {}").format(sql.Identifier(planter)))
+        connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, mark))
+    with postgres.reach(postgres17.as_server(), "postgres", tmp_path, "test") as access:
+        with pytest.raises(UsageError, match="no database is kept"):
+            swap.undo(access, "postgres", live)
+        assert swap.forget(access, "postgres", live) == []
+        with postgres17.connect() as connection:
+            connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, sql.Identifier(postgres17.user)))
+        assert swap.undo(access, "postgres", live).database == live
+
+
+@pytest.mark.slow
+def test_a_server_that_falls_silent_can_be_given_up(postgres17: PostgresServer, site: MakeSite) -> None:
+    asked = threading.Event()
+
+    def fall_silent(client: socket.socket, start: bytes) -> None:
+        client.sendall(peers.GREETING)
+        for _ in range(2):
+            peers._asked(client)
+            client.sendall(peers.SET)
+        peers._asked(client)
+        asked.set()
+        client.recv(1)
+
+    peer = peers.Peer(fall_silent)
+    here = site(postgres17, BACKUPD_SOURCE__PORT=str(peer.port))
+    run = here.start("backup", "postgres")
+    assert asked.wait(30)
+    run.send(signal.SIGTERM)
+    ended = run.end()
+    peer.close()
+    assert ended.code == 143
+    here.assert_clean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("required", "given"), [("", True), ("scram-sha-256", False)])
+def test_a_password_is_given_in_clear_only_where_nobody_forbids_it(
+    required: str, given: bool, postgres17: PostgresServer, site: MakeSite
+) -> None:
+    heard: list[bytes] = []
+
+    def ask(client: socket.socket, start: bytes) -> None:
+        client.sendall(peers.message(b"R", b"\0\0\0\3"))
+        heard.append(peers._asked(client))
+
+    peer = peers.Peer(ask)
+    here = site(
+        postgres17, BACKUPD_SOURCE__PORT=str(peer.port), PGREQUIREAUTH=required, BACKUPD_SOURCE__SSLMODE="prefer"
+    )
+    assert here.run("backup", "postgres").code in (12, 18)
+    peer.close()
+    assert any(postgres17.password.encode() in data for data in heard) == given
+
+
+@pytest.mark.parametrize("answer", ["an empty result", "JSON that is none", "NULL"])
+def test_a_server_that_does_not_answer_as_postgresql_does_is_said_to_be_none(
+    answer: str, postgres17: PostgresServer, tmp_path: Path
+) -> None:
+    peer = peers.Peer(peers._TALKS[f"answers {answer} to statement {peers._AFTER_SETS}"])
+    server = postgres17.as_server(host="127.0.0.1", port=str(peer.port))
+    with pytest.raises(DatabaseError), postgres.reach(server, "postgres", tmp_path, "test"):
+        pytest.fail("it was reached")
+    peer.close()
