@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from made_backups import made_backup, made_manifest, made_note
+from made_fleet import failed
 
 from backupd.catalog import Broken, Listing
 from backupd.errors import StoreError, VerificationFailed
+from backupd.failure import Failure
 from backupd.manifest import Backup, Filter, Note
 from backupd.retention import Policy
 from backupd.selector import Label, Name
@@ -199,6 +201,42 @@ def test_what_retention_removes_now_is_told_from_what_it_removes_after_the_next_
 
 def test_without_a_policy_nothing_is_removed_next() -> None:
     assert app(daily(4)).removals == ()
+
+
+def test_a_run_that_failed_since_the_newest_backup_is_a_warning_with_its_words_and_hint() -> None:
+    (concern,) = app_with_failure(timedelta(minutes=30)).concerns
+
+    assert concern.state == "warning"
+    assert "3 times in a row" in concern.text
+    assert "connection refused (exit code 18, database)" in concern.text
+    assert concern.hint == "Look at the server."
+    assert concern.runbook == "backup-is-failing"
+
+
+def test_a_run_that_failed_before_the_newest_backup_is_over() -> None:
+    database = app_with_failure(timedelta(hours=3))
+
+    assert database.state == "safe"
+    assert len(database.failures) == 1
+
+
+def test_a_database_that_only_ever_failed_is_known_and_in_danger() -> None:
+    listing = Listing((), failures=(a_failure(timedelta(hours=1)),))
+    (database,) = status(listing, EXPECTED, READING, NOW).databases
+
+    assert (database.label, database.state) == (APP, "danger")
+    assert "it has no backup" in texts(database)
+    assert "connection refused" in texts(database)
+
+
+def a_failure(ago: timedelta) -> Failure:
+    facts = {"exit_code": 18, "reason": "database", "message": "connection refused", "hint": "Look at the server."}
+    return failed("app", NOW - ago, NOW - timedelta(days=2), 3, **facts)
+
+
+def app_with_failure(ago: timedelta) -> Database:
+    (database,) = status(Listing(daily(2), failures=(a_failure(ago),)), EXPECTED, READING, NOW).databases
+    return database
 
 
 def test_how_long_a_restore_takes_comes_from_the_newest_drill() -> None:

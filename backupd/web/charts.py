@@ -157,8 +157,8 @@ class _Scale:
 
 
 def _tally(x: float, found: int) -> str:
-    """A mark that rises with the proof; a suspect one is as short as a stored one."""
-    return f"M{x:g} {_BASE:g}v{-_STEP * max(found, 1):g}"
+    """A mark that rises with the proof; a suspect one is drawn dashed, which a short one would not show."""
+    return f"M{x:g} {_BASE:g}v{-_STEP * (found or 2):g}"
 
 
 def _joined(marks: Mapping[str, Iterable[str]]) -> Mapping[str, str]:

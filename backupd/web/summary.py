@@ -99,11 +99,8 @@ def database_facts(database: Database, status: Status) -> Iterator[BackupFact]:
         ("Newest verified", database.newest_verified, status.expected.verified_within),
         ("Newest drilled", database.newest_drilled, status.expected.drilled_within),
     ):
-        expected = f"at most {_span(within)} expected" if within is not None else "as of"
-        if backup is None:
-            yield BackupFact(name, "never", f"at most {_span(within)} expected" if within is not None else "")
-        else:
-            yield BackupFact(name, f"{_span(status.now - backup.manifest.finished_at)} old", expected, backup)
+        age = "never" if backup is None else f"{_span(status.now - backup.manifest.finished_at)} old"
+        yield BackupFact(name, age, f"at most {_span(within)} expected" if within is not None else "", backup)
     if database.restore is not None:
         seconds, basis = database.restore
         note = "measured by a drill" if "drill of" in basis else "by its size: no drill was timed"
