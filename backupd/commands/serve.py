@@ -1,5 +1,6 @@
 """`serve`: the schedule, the metrics and the status page, as long as it is left running."""
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,6 +132,7 @@ class _Reader:
     def __init__(self, found: catalog.Catalog) -> None:
         self._found = found.remembering()
         self._outlines: dict[Name, Outline] = {}
+        self._names: list[Name] = []
 
     def __call__(self) -> "site.Holdings":
         from backupd import outline, site
@@ -141,4 +143,11 @@ class _Reader:
             name: self._outlines.get(name) or outline.read(self._found, backup)
             for name, backup in ((name_of(backup), backup) for backup in newest)
         }
+        names = [name_of(backup) for backup in listing.backups]
+        if names != self._names:
+            # What stays for as long as we run need not be looked through for garbage: that stops every thread, for
+            # 0.1 to 0.8 s where there are ten thousand backups, and requests with them.
+            gc.collect()
+            gc.freeze()
+            self._names = names
         return site.Holdings(listing, dict(self._outlines))
