@@ -154,8 +154,8 @@ def fake_s3(s3_credentials: None) -> Iterator[Callable[..., tuple[Fake, S3Server
     with contextlib.ExitStack() as stack:
 
         def start(**changes: Any) -> tuple[Fake, S3Server]:
-            fake = stack.enter_context(serve(Fake(**changes)))
-            return fake, S3Server(fake.endpoint_url, fake.bucket, _client(fake.endpoint_url))
+            fake = Fake(**changes)
+            return fake, stack.enter_context(served(fake))
 
         yield start
 
@@ -190,7 +190,8 @@ class FaultProxy:
     """A proxy before an S3 server. `rule` sees method, path with query, and the request's number; it may name a fault.
 
     Faults: a status such as "503 SlowDown"; "cut request": read half the request's body, then reset; "cut response":
-    send half the answer's body, then reset; "lose answer": let the server do it, then reset; "slow 0.5": wait first.
+    send half the answer's body, then reset; "lose answer": let the server do it, then reset; "slow 0.5": wait first;
+    "twice": answer it twice; "done 412 Code": let the server do it, then answer with that status.
     """
 
     target: str
@@ -204,16 +205,25 @@ class FaultProxy:
 def fault_proxy() -> Iterator[Callable[[S3Server], tuple[FaultProxy, S3Server]]]:
     """Puts a FaultProxy before a server: gives the proxy, and the server as it is reached through it."""
     with contextlib.ExitStack() as stack:
+        yield lambda server: stack.enter_context(proxied(server))
 
-        def start(server: S3Server) -> tuple[FaultProxy, S3Server]:
-            proxy = FaultProxy(server.endpoint_url)
-            listener = stack.enter_context(_Listener(("127.0.0.1", 0), _handler(proxy)))
-            proxy.endpoint_url = f"http://127.0.0.1:{listener.server_address[1]}"
-            threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
-            stack.callback(listener.shutdown)
-            return proxy, S3Server(proxy.endpoint_url, server.bucket, server.client)
 
-        yield start
+@contextlib.contextmanager
+def proxied(server: S3Server) -> Iterator[tuple[FaultProxy, S3Server]]:
+    """A FaultProxy before that server, and the server as it is reached through it."""
+    proxy = FaultProxy(server.endpoint_url)
+    with _Listener(("127.0.0.1", 0), _handler(proxy)) as listener:
+        proxy.endpoint_url = f"http://127.0.0.1:{listener.server_address[1]}"
+        threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
+        yield proxy, S3Server(proxy.endpoint_url, server.bucket, server.client)
+        listener.shutdown()
+
+
+@contextlib.contextmanager
+def served(fake: Fake) -> Iterator[S3Server]:
+    """A fake as it is reached."""
+    with serve(fake):
+        yield S3Server(fake.endpoint_url, fake.bucket, _client(fake.endpoint_url))
 
 
 class _Listener(socketserver.ThreadingTCPServer):
@@ -279,18 +289,24 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
                 data = response.read()
                 if fault == "lose answer":
                     raise _Reset
+                if fault.startswith("done "):
+                    self.refuse(*fault.split(" ")[1:])
+                    return
                 self.send_response(response.status)
                 for name, value in response.getheaders():
                     if name.lower() not in ("transfer-encoding", "content-length", "connection", "date", "server"):
                         self.send_header(name, value)
                 stated = response.getheader("Content-Length") if self.command == "HEAD" else None
                 self.send_header("Content-Length", stated or str(len(data)))
+                head = b"".join(self._headers_buffer)  # type: ignore[attr-defined]
                 self.end_headers()
                 if fault == "cut response":
                     self.wfile.write(data[: len(data) // 2])
                     raise _Reset
                 proxy.sent_bytes += len(data)
                 self.wfile.write(data)
+                if fault == "twice":
+                    self.wfile.write(head + b"\r\n" + data)
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = relay  # noqa: N815
 
