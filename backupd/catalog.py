@@ -282,10 +282,15 @@ class Catalog:
                 swept += self._remove(files.remains)
         return swept
 
-    def forget_failures(self, label: Label, now: datetime | None = None) -> None:
-        """Removes the records of failed runs of one database: all, or at a time those that are too many or too old."""
-        records = _records(self._scan(f"{label}/"))
-        self._remove(records.values() if now is None else failure.surplus(records, now))
+    def forget_failures(self, label: Label) -> None:
+        """Removes every record of failed runs of one database."""
+        for entry in _records(self._scan(f"{label}/")).values():
+            self.store.delete(entry.key)
+
+    def forget_old_failures(self, server: str, now: datetime) -> None:
+        """Removes the records of a server's failed runs that are too many or too old (`failure` has the limits)."""
+        for entry in failure.surplus(_records(self._scan(_prefix(server, None))), now):
+            self.store.delete(entry.key)
 
     def _remove(self, entries: Iterable[Entry]) -> Sequence[str]:
         """Removes what is not a manifest; what the store keeps is said, and left to a later sweep."""
@@ -455,10 +460,13 @@ def check(
     found: dict[Label, list[Backup]] = defaultdict(list)
     for backup in listing.backups:
         found[name_of(backup).label].append(backup)
-    known = {*found, *(broken.name.label for broken in listing.broken)}
+    known = {*found, *(broken.name.label for broken in listing.broken), *(each.label for each in listing.failures)}
     labels = known if expected is None else {*expected}
     return tuple(
-        _freshness(label, [backup for backup in found[label] if backup.manifest.filter == patterns], max_age, now)
+        _after_failures(
+            _freshness(label, [backup for backup in found[label] if backup.manifest.filter == patterns], max_age, now),
+            listing.failures,
+        )
         for label in sorted(labels)
         if not is_retired(found[label])
     )
@@ -470,6 +478,15 @@ def is_retired(backups: Sequence[Backup]) -> bool:
     newest = max(notes, key=lambda note: note.at, default=None)
     taken = [backup.manifest.started_at for backup in backups if backup.untrusted is None]
     return newest is not None and newest.ok and all(started_at <= newest.at for started_at in taken)
+
+
+def _after_failures(freshness: Freshness, failures: Sequence[failure.Failure]) -> Freshness:
+    """The same, with what failed since in its reason."""
+    newest = next((each for each in failures if each.label == freshness.label), None)
+    if newest is None or not failure.is_current(newest, freshness.finished_at):
+        return freshness
+    text = f"{freshness.reason}; {newest.step} failed {newest.count} times since, at last with {newest.reason}"
+    return replace(freshness, reason=text)
 
 
 def _freshness(label: Label, backups: Sequence[Backup], max_age: timedelta, now: datetime) -> Freshness:

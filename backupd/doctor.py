@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,7 @@ class Subject:
     """URL and options of the store that copies go to."""
 
     notify_urls: Sequence[str] = ()
+    hooks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     keys: Callable[[], signing.Keys] = signing.Keys
     """What is signed with and believed; raises UsageError where that cannot be used."""
@@ -175,12 +176,22 @@ def _notifications(subject: Subject) -> str:
     return f"{len(subject.notify_urls)} URLs are understood"
 
 
+def _hooks(subject: Subject) -> str:
+    """Whether each hook's program is there; none is run."""
+    for when, argv in subject.hooks.items():
+        if process.find_program(argv[0]) is None:
+            hint = f"Correct BACKUPD_HOOK__{when.upper()}; in the image there is only what Debian brings."
+            raise UsageError(f"hook {when}: there is no program {argv[0]}", hint=hint)
+    return f"{', '.join(subject.hooks)}: the programs are there" if subject.hooks else "none is set"
+
+
 _MACHINE: Mapping[str, Check[Subject]] = {
     "clients": _clients,
     "scratch": _scratch,
     "retention": _retention,
     "signing": _signing,
     "notifications": _notifications,
+    "hooks": _hooks,
 }
 
 

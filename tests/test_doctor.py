@@ -217,6 +217,22 @@ def test_no_retention_policy_is_said_and_no_failure(case: Case) -> None:
     assert failed(found) == {}
 
 
+def test_who_is_notified_and_which_hooks_run_is_tried_without_telling_or_running_any(case: Case) -> None:
+    secret = "correct-horse-battery"
+    fine = case.examine(
+        source=None, notify_urls=[f"json://127.0.0.1:1/{secret}"], hooks={"before": ["sh", "-c", "exit 1"]}
+    )
+    wrong = case.examine(source=None, notify_urls=[f"nonsense://{secret}"], hooks={"after": ["no-such-program"]})
+
+    assert failed(fine) == {}
+    assert fine["notifications"].text == "1 URLs are understood"
+    assert fine["hooks"].text == "before: the programs are there"
+    assert failed(wrong) == {"notifications": 2, "hooks": 2}
+    assert "no-such-program" in wrong["hooks"].text
+    assert "nonsense is no notification URL" in wrong["notifications"].text
+    assert secret not in str(wrong)
+
+
 def test_what_is_signed_and_what_is_trusted_is_said(case: Case) -> None:
     pair, public = made_keys(1, 2), made_secret().public
     for keys, status, text, hint in (

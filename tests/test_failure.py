@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -160,8 +161,9 @@ def test_records_that_are_too_many_or_too_old_are_forgotten_and_no_other() -> No
     catalog = written(MemoryStore(), *reversed(many), *old)
     backup = take(catalog, START)
 
-    for database in ("app", "crm"):
-        catalog.forget_failures(Label("prod", database), now)
+    catalog.forget_old_failures("staging", now)
+    assert len(list(catalog.store.list())) == 29
+    catalog.forget_old_failures("prod", now)
 
     kept = [entry.key for entry in catalog.store.list() if entry.key.endswith(failure.ENDING)]
     assert sorted(kept) == sorted(f"prod/{one.database}/{one.id}{failure.ENDING}" for one in [*many[:20], old[0]])
@@ -193,6 +195,32 @@ def test_a_source_that_does_not_answer_is_a_failure_of_each_database_that_is_mea
         (database, count, 18, "database") for database in ("app", "crm") for count in (1, 2)
     }
     assert all("127.0.0.1" in each.message + (each.detail or "") for each in found)
+
+
+def test_a_run_forgets_what_failed_long_ago_of_any_database(here: Catalog, tmp_path: Path) -> None:
+    failure.write(here.store, made_failure(START, "dropped"))
+    (record,) = tmp_path.rglob("*.json")
+    month_ago = time.time() - 31 * 86400
+    os.utime(record, (month_ago, month_ago))
+
+    assert cli.run(["backup", "app"]) == 18
+
+    assert [each.database for each in here.backups().failures] == ["app"]
+
+
+def test_check_says_what_failed_since_the_newest_backup(here: Catalog, capsys: pytest.CaptureFixture[str]) -> None:
+    take(here, datetime.now(UTC) - 2 * HOUR)
+    for _ in range(2):
+        cli.run(["backup", "app", "crm"])
+    capsys.readouterr()
+
+    assert cli.run(["check", "--max-age", "26h"]) == 19
+
+    error = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert error["detail"] == ("prod/crm: it has no backup; backup failed 2 times since, at last with database.")
+    assert cli.run(["check", "--max-age", "1h", "--json"]) == 19
+    app, _ = json.loads(capsys.readouterr().out)
+    assert app["reason"].endswith("ended 1.8 h ago; backup failed 2 times since, at last with database")
 
 
 def test_a_store_that_takes_no_record_hides_no_first_error(

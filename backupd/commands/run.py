@@ -94,10 +94,13 @@ class Run:
         except (Exception, Interrupted) as exc:
             for database in [] if self.databases else self._meant(names):
                 self._record(database, "backup", exc, None)
+            if not isinstance(exc, Interrupted):
+                self._forget()
             raise
 
     def raise_failures(self) -> None:
-        """Raises the one failure, the failures' one class, or Partial."""
+        """Raises the one failure, the failures' one class, or Partial; forgets what failed long ago."""
+        self._forget()
         steps = {step for _, step, _ in self.failed}
         lacking = " or ".join(step for step in ("backup", "copy") if step in steps)
         what = [f"have no new {lacking}"] * bool(lacking) + ["were not pruned"] * ("retention" in steps)
@@ -136,6 +139,14 @@ class Run:
                 self._tell(notice.of_success(each, others, listing.failures))
             self._tell(notice.of_doubt(listing.backups, self.here.settings.retention.policy()))
 
+    def _forget(self) -> None:
+        """Removes old records; another run does it where this one may not, or cannot."""
+        try:
+            if not self._store_fails:
+                self.found.forget_old_failures(self.here.settings.server_label, shared.now())
+        except BackupdError as exc:
+            _log.debug("failure.kept", message=exc.message)
+
     def _tell(self, told: Notice | None) -> None:
         self.notices += [told] if told else []
 
@@ -169,7 +180,6 @@ class Run:
         others = [each.manifest.finished_at for each in listing.backups if taken is None or each.id != taken.id]
         previous = failure.before(new, listing.failures, max(others, default=None))
         failure.write(self.found.store, failure.following(new, previous))
-        self.found.forget_failures(new.label, new.at)
         return previous
 
     def _failure(self, label: Label, step: Step, exc: BaseException) -> Failure:
