@@ -66,6 +66,7 @@ RUN_VARIABLES: Mapping[str, str] = {
     "BACKUPD_RESTORE_ROLE": "`restore --role`: the role that everything belongs to, without owners and grants",
     "BACKUPD_DRILL_BACKUP": "`drill`: the backup, by id or as `app@latest`",
     "BACKUPD_DRILL_NEWEST_UNDRILLED": "`drill --newest-undrilled`: by turns the newest of each database, if undrilled",
+    "BACKUPD_REKEY_BACKUPS": "`rekey`: the backups, with spaces between, or `all`",
     "BACKUPD_UNDO_DATABASE": "`undo`: the live database to swap back",
     "BACKUPD_CHECK_MAX_AGE": "`check --max-age`: how old the newest backup may be",
 }

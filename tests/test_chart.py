@@ -115,6 +115,8 @@ SECRET: Mapping[str, Any] = {"source.existingSecret": "postgres"}
 CONFIGMAP: Mapping[str, Any] = {"source.existingConfigMap": "postgres"}
 PUBLIC_KEY = f"RWQ{'A' * 53}"
 SIGNING: Mapping[str, Any] = {"signing.existingSecret": "signing", "signing.publicKeys": [PUBLIC_KEY]}
+RECIPIENT = f"age1{'q' * 58}"
+ENCRYPTION: Mapping[str, Any] = {"encryption.existingSecret": "identities", "encryption.recipients": [RECIPIENT]}
 TLS: Mapping[str, Any] = {"source.tls.existingSecret": "tls", "source.sslmode": "verify-full"}
 TARGET: Mapping[str, Any] = {
     "restore.target.host": "primary",
@@ -124,6 +126,7 @@ TARGET: Mapping[str, Any] = {
 WHOLE: Mapping[str, Mapping[str, Any]] = {
     "pvc": {
         **SIGNING,
+        **ENCRYPTION,
         **SECRET,
         **TLS,
         **TARGET,
@@ -386,6 +389,17 @@ CASES: Mapping[str, Case] = {
     ),
     "signing.existingSecret": Case("keys", "backup.env.BACKUPD_SIGNING__KEY_FILE", "/etc/backupd/signing/key"),
     "signing.secretKeys.key": Case("k", "backup.pod.volumes.signing.secret", secret("signing", key="k"), SIGNING),
+    "encryption.recipients": Case(
+        [RECIPIENT, "ssh-ed25519 AAAA us"],
+        "backup.env.BACKUPD_ENCRYPTION__RECIPIENTS",
+        f"{RECIPIENT},ssh-ed25519 AAAA us",
+    ),
+    "encryption.existingSecret": Case(
+        "keys", "restore.env.BACKUPD_ENCRYPTION__IDENTITIES_FILE", "/etc/backupd/encryption/identities"
+    ),
+    "encryption.secretKeys.identities": Case(
+        "k", "restore.pod.volumes.encryption.secret", secret("identities", identities="k"), ENCRYPTION
+    ),
     "store.s3.objectLock": section("STORE__S3__OBJECT_LOCK", "compliance", "compliance"),
     "store.s3.objectLockFor": section("STORE__S3__OBJECT_LOCK_FOR", "30d", "30d"),
     "schedule": Case("0 1 * * *", "backup.spec.schedule", "0 1 * * *"),
@@ -666,6 +680,18 @@ REFUSALS: Sequence[tuple[Mapping[str, Any], str]] = (
     ({"store.pvc.size": ""}, "the claim has no size: set store.pvc.size, such as 50Gi, or store.pvc.existingClaim"),
     ({"signing.publicKeys": [PUBLIC_KEY]}, "signing.publicKeys is set, but signing.existingSecret is not"),
     ({**SIGNING, "signing.secretKeys.key": ""}, "signing.existingSecret is set, but signing.secretKeys.key is not"),
+    (
+        {**ENCRYPTION, "encryption.secretKeys.identities": ""},
+        "encryption.existingSecret is set, but encryption.secretKeys.identities is not",
+    ),
+    (
+        {**DRILL, "encryption.recipients": [RECIPIENT]},
+        "encryption.recipients and drill.enabled are set, but encryption.existingSecret is not",
+    ),
+    (
+        {**REFRESH, "encryption.recipients": [RECIPIENT]},
+        "encryption.recipients and refresh.enabled are set, but encryption.existingSecret is not",
+    ),
     ({"status.enabled": True}, "status would hold a volume that only one node may mount"),
     ({"status.serviceMonitor.enabled": True}, "status.serviceMonitor is enabled, but status is not"),
     (
@@ -777,6 +803,7 @@ ELSEWHERE = {
     "TARGET": {"password", "sslrootcert"},
     "DRILL": {"url", "password"},  # the sidecar
     "SIGNING": {"key"},  # secretKeys
+    "ENCRYPTION": {"identities_file"},  # a Secret
     "DUMP": {"clients"},  # the image's own
     "SCRATCH": {"directory", "limit"},  # a volume, and its size
     "STORE__S3": {"profile"},  # by extraEnv, like all of a second store: its credentials are a file
@@ -785,7 +812,6 @@ ELSEWHERE = {
     "SERVE": {"token"},  # a Secret
     "NOTIFY": {"urls", "ping_url"},  # secretKeys
     "HOOK": set(SECTIONS["HOOK"].model_fields),  # by extraEnv
-    "ENCRYPTION": set(SECTIONS["ENCRYPTION"].model_fields),  # by extraEnv
 }
 PLACES = {
     "SOURCE": "source",
@@ -795,6 +821,7 @@ PLACES = {
     "STORE__S3": "store.s3",
     "RETENTION": "retention",
     "SIGNING": "signing",
+    "ENCRYPTION": "encryption",
     "EXPECT": "expect",
     "METRICS": "metrics",
     "SERVE": "status",
@@ -1128,6 +1155,17 @@ def test_only_who_vouches_for_backups_has_the_signing_key_and_everybody_checks_i
         {c for c in COMPONENTS if look(objects, f"{c}.pod.volumes.signing")},
     ):
         assert signing == {"backup", "drill", "toolbox", "doctor"}
+
+
+def test_who_backs_up_has_no_private_key_and_everybody_has_the_public_ones() -> None:
+    objects = render({**ENCRYPTION, **DRILL, **REFRESH, **STATUS, **NOTIFY})
+
+    assert {c for c in COMPONENTS if "BACKUPD_ENCRYPTION__RECIPIENTS" in env(objects, c)} == set(COMPONENTS)
+    for opening in (
+        {c for c in COMPONENTS if "BACKUPD_ENCRYPTION__IDENTITIES_FILE" in env(objects, c)},
+        {c for c in COMPONENTS if look(objects, f"{c}.pod.volumes.encryption")},
+    ):
+        assert opening == {"restore", "drill", "refresh"}
 
 
 def test_the_authority_is_for_the_target_where_that_asks_it() -> None:

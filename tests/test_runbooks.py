@@ -90,6 +90,7 @@ def test_there_is_a_runbook_for_each_situation() -> None:
         "retention-is-frozen",
         "store-is-full",
         "tool-is-gone",
+        "encryption-keys",
     }
 
 

@@ -187,7 +187,10 @@ def copy(
 
 @app.command()
 def rekey(
-    backups: Annotated[list[str], typer.Argument(metavar="ID...|all", help="Backups, or all that need it.")],
+    backups: Annotated[
+        list[str],
+        typer.Argument(metavar="ID...|all", help="Backups, or all that need it.", envvar="BACKUPD_REKEY_BACKUPS"),
+    ],
     json_: shared.Json = False,
 ) -> None:
     """Encrypt backups anew, to the recipients of today: a new backup of each; the old one stays until it is deleted.

@@ -32,6 +32,11 @@ wrong.
 - name: BACKUPD_SIGNING__KEY_FILE
   value: /etc/backupd/signing/key
 {{- end }}
+{{- include "backupd.env.section" (dict "section" "ENCRYPTION" "values" (pick .root.Values.encryption "recipients")) }}
+{{- if include "backupd.opens" . }}
+- name: BACKUPD_ENCRYPTION__IDENTITIES_FILE
+  value: /etc/backupd/encryption/identities
+{{- end }}
 {{- if has .component (list "backup" "toolbox" "doctor" "status" "digest") }}
 {{- include "backupd.env.retention" . }}
 {{- end }}

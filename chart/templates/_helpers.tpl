@@ -66,6 +66,11 @@ annotations:
 {{- if and .root.Values.signing.existingSecret (has .component (list "backup" "drill" "toolbox" "doctor")) }}true{{ end }}
 {{- end }}
 
+{{/* Whether a component has the private keys of encryption: nothing that runs beside the source can open its backups. */}}
+{{- define "backupd.opens" -}}
+{{- if and .root.Values.encryption.existingSecret (has .component (list "restore" "drill" "refresh")) }}true{{ end }}
+{{- end }}
+
 {{/* Whether a component talks to the source. A page or digest of several servers has none that is its own. Takes root, component. */}}
 {{- define "backupd.hasSource" -}}
 {{- $many := and (has .component (list "status" "digest")) .root.Values.source.services }}

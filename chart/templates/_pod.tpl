@@ -255,6 +255,11 @@ emptyDir:
 {{- $keys := dict "key" $signing.secretKeys.key }}
 {{- include "backupd.secretVolume" (dict "name" "signing" "secret" $signing.existingSecret "keys" $keys) }}
 {{- end }}
+{{- if include "backupd.opens" . }}
+{{- $encryption := .root.Values.encryption }}
+{{- $keys := dict "identities" $encryption.secretKeys.identities }}
+{{- include "backupd.secretVolume" (dict "name" "encryption" "secret" $encryption.existingSecret "keys" $keys) }}
+{{- end }}
 {{- if eq .component "refresh" }}
 {{- if include "backupd.targetAuthority" . }}
 {{- $keys := dict "ca.crt" $source.tls.caKey }}

@@ -101,6 +101,17 @@ All that is wrong with the values, one sentence a line: what the schema cannot s
 {{- end }}
 {{- end }}
 
+{{- with .Values.encryption }}
+{{- if and .existingSecret (not .secretKeys.identities) }}
+- encryption.existingSecret is set, but encryption.secretKeys.identities is not
+{{- end }}
+{{- range $name := list "drill" "refresh" }}
+{{- if and $.Values.encryption.recipients (not $.Values.encryption.existingSecret) (get $.Values $name).enabled }}
+- encryption.recipients and {{ $name }}.enabled are set, but encryption.existingSecret is not: nothing could open a backup
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- if not .Values.schedule }}
 - no schedule: set schedule, such as "30 2 * * *"
 {{- end }}
