@@ -5,6 +5,7 @@ Everything is what the store holds now: a backup that retention removed since is
 the report says so instead of guessing. What is claimed of a backup are the words that its notes allow.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -193,7 +194,7 @@ def _drills(backups: Sequence[Backup], since: datetime, until: datetime) -> Iter
                 backup=backup.id,
                 ok=note.ok,
                 level=str(note.facts.get("level", "restored")) if note.ok else "failed",
-                seconds=float(seconds) if isinstance(seconds, int | float) else None,
+                seconds=float(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) else None,
                 rows=rows if isinstance(rows, int) else None,
                 server_version=str(note.facts.get("server_version", "")),
                 error=None if error is None else str(error),

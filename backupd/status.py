@@ -261,9 +261,12 @@ def _imagined(good: Sequence[Backup], now: datetime) -> Backup | None:
         later.manifest.started_at - earlier.manifest.started_at for later, earlier in pairwise(good[:_USUAL])
     )
     usual = between[len(between) // 2] if between else timedelta(days=1)
-    started_at = max(now, newest.started_at + usual)
-    took = newest.finished_at - newest.started_at
-    return Backup(replace(newest, id=_IMAGINED_ID, started_at=started_at, finished_at=started_at + took))
+    try:
+        started_at = max(now, newest.started_at + usual)
+        finished_at = started_at + max(newest.finished_at - newest.started_at, timedelta())
+    except OverflowError:  # no clock says so, but a manifest may
+        return None
+    return Backup(replace(newest, id=_IMAGINED_ID, started_at=started_at, finished_at=finished_at))
 
 
 # --- concerns

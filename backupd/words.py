@@ -1,4 +1,10 @@
-"""Spans of time as people say them. Pure."""
+"""Times and spans of time as people say them. Pure.
+
+What is said may come from a store that anybody wrote to: no value of a manifest or a note makes these fail.
+"""
+
+import math
+from datetime import UTC, datetime
 
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _LONG = 48 * 3600  # up to here in hours: a backup a day is 26 h old, not 1 d 2 h
@@ -6,6 +12,8 @@ _LONG = 48 * 3600  # up to here in hours: a backup a day is 26 h old, not 1 d 2 
 
 def span(seconds: float, units: int = 2) -> str:
     """Seconds in the one or two units that matter: `42 s`, `3 min 20 s`, `26 h`, `2 d 4 h`, `41 d`."""
+    if not math.isfinite(seconds):
+        return "unknown"
     left = max(0, round(seconds))
     parts: list[str] = []
     for unit, size in _UNITS[left < _LONG :]:
@@ -15,3 +23,11 @@ def span(seconds: float, units: int = 2) -> str:
         if unit == "d" and count >= 10:
             break
     return " ".join(filter(None, parts[:units])) or "0 s"
+
+
+def utc(moment: datetime) -> datetime:
+    """The moment in UTC; at the ends of the calendar, where that is no date any more, as it was written."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        return moment.replace(tzinfo=UTC)

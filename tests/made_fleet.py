@@ -1,9 +1,11 @@
 """A fleet of databases with a past, the same each time: good days, bad days, and names that nobody should give."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import product
 from typing import Any
 
 from made_backups import made_backup, made_manifest
@@ -219,3 +221,21 @@ def holdings(found: Status) -> Holdings:
     backups = sorted((each for database in found.databases for each in database.backups), key=lambda each: each.id)
     failures = tuple(each for database in found.databases for each in database.failures)
     return Holdings(Listing(tuple(reversed(backups)), found.broken, failures=failures), found.outlines)
+
+
+def absurd() -> Status:
+    """Manifests and notes as only somebody with bad intentions would write them; each passes as one."""
+    first = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(-timedelta(hours=14)))
+    most = (1 << 63) - 1
+    found = []
+    for number, (started_at, finished_at) in enumerate(product((first, NOW, last), repeat=2)):
+        manifest = made_manifest(NOW, number=number, database=f"db{number % 4}")
+        totals = Totals(tables=most, rows=most, raw_bytes=number % 2 * most, large_objects=most, members=most)
+        manifest = replace(manifest, started_at=started_at, finished_at=finished_at, totals=totals)
+        manifest = replace(manifest, archive_bytes=most, database_bytes=most)
+        facts: dict[str, Any] = {"seconds": (math.inf, math.nan, -1e308)[number % 3], "raw_bytes": -1, "level": "<b>"}
+        notes = [Note("drilled", 1, (first, NOW - timedelta(days=1), last)[number % 3], number % 2 == 0, facts)]
+        found.append(made_backup(manifest, notes=notes))
+    failures = [failed("db1", each, first, most, exit_code=-1, reason="\x1b", message="") for each in (first, last)]
+    return seen(found, failures)

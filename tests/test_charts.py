@@ -142,6 +142,13 @@ def test_without_two_times_there_is_no_trend(values: list[float]) -> None:
     assert charts.trend((NOW, value) for value in values) is None
 
 
+def test_what_is_less_than_nothing_is_drawn_as_nothing() -> None:
+    trend = charts.trend([(NOW, -5.0), (NOW + timedelta(days=1), 1.0)])
+
+    assert trend is not None
+    assert trend.line == "M0 100L1000 4"
+
+
 def test_a_trend_of_nothing_but_zeros_lies_at_the_bottom() -> None:
     trend = charts.trend([(NOW, 0.0), (NOW + timedelta(days=1), 0.0)])
 

@@ -34,6 +34,7 @@ FLEETS: dict[str, Callable[[], Status]] = {
     "healthy": lambda: made_fleet.small(healthy=True),
     "troubled": made_fleet.small,
     "hostile": made_fleet.hostile,
+    "absurd": made_fleet.absurd,
     "empty": lambda: made_fleet.seen([]),
 }
 

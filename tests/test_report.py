@@ -15,6 +15,7 @@ from read_html import Page, faults
 from backupd import cli
 from backupd.catalog import Catalog, archive_key
 from backupd.commands.report import period
+from backupd.commands.shared import json_text
 from backupd.errors import UsageError
 from backupd.manifest import Backup
 from backupd.report import Line, Report, report
@@ -119,11 +120,15 @@ def test_what_is_no_period_of_the_past_is_refused(since: datetime, until: dateti
 
 
 @pytest.mark.parametrize(
-    "make", [made_fleet.small, made_fleet.hostile, lambda: seen([])], ids=["fleet", "hostile", "empty"]
+    "make",
+    [made_fleet.small, made_fleet.hostile, made_fleet.absurd, lambda: seen([])],
+    ids=["fleet", "hostile", "absurd", "empty"],
 )
 def test_the_file_needs_no_other_and_can_be_read_by_all(make: Callable[[], Status]) -> None:
-    page = Page(pages.audit(report(make(), MONTH, NOW)))
+    made = report(make(), MONTH, NOW)
+    page = Page(pages.audit(made))
 
+    assert json.loads(json_text(made), parse_constant=pytest.fail)
     assert [fault for fault in faults(page) if fault != "a style"] == []
     assert not [*page.all("script", "link", "img")]
     assert all(link.startswith("#") for link in page.links())

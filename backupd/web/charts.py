@@ -8,8 +8,9 @@ height and place say what its colour says, and `text` says it to those who do no
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
+from backupd import words
 from backupd.history import PROOFS, Gap, level
 from backupd.manifest import Backup
 from backupd.status import Database
@@ -52,7 +53,7 @@ class Trend:
 
 def strip(database: Database, now: datetime) -> Chart:
     """The last thirty days of a database, a column a day: the best proof of it, what failed, and where none is."""
-    today = now.astimezone(UTC).date()
+    today = _day(now)
     first = today - timedelta(days=STRIP_DAYS - 1)
     best = _best_of_days(database.backups)
     failed = {_day(failure.at) for failure in database.failures}
@@ -118,7 +119,7 @@ def _timeline_text(database: Database, since: datetime, now: datetime) -> str:
 
 def trend(points: Iterable[tuple[datetime, float]]) -> Trend | None:
     """The line through values at their times, oldest first; None where there are not two times to compare."""
-    known = sorted(points)
+    known = sorted((moment, max(0.0, value)) for moment, value in points)
     if len(known) < 2 or known[0][0] == known[-1][0]:
         return None
     since, until = known[0][0], known[-1][0]
@@ -174,14 +175,14 @@ def _best_of_days(backups: Iterable[Backup]) -> dict[date, int]:
 
 
 def _days_without(gaps: Iterable[Gap], now: datetime) -> Iterator[date]:
+    """The days of the strip that lie wholly in a gap, as far as days go."""
+    tomorrow = _day(now) + timedelta(days=1)
     for gap in gaps:
-        day = _day(gap.since) + timedelta(days=1)
-        last = _day(gap.until) if gap.until is not None else _day(now) + timedelta(days=1)
-        day = max(day, _day(now) - timedelta(days=STRIP_DAYS))
-        while day < last:
-            yield day
-            day += timedelta(days=1)
+        last = min(_day(gap.until), tomorrow) if gap.until is not None else tomorrow
+        for ago in range(STRIP_DAYS + 1):
+            if _day(gap.since) < (day := tomorrow - timedelta(days=ago)) < last:
+                yield day
 
 
 def _day(moment: datetime) -> date:
-    return moment.astimezone(UTC).date()  # the catalog's times are aware
+    return words.utc(moment).date()

@@ -1,18 +1,18 @@
 """Values as a page writes them. Pure."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from backupd import render, words
 
 
 def when(moment: datetime) -> str:
     """A time, in UTC as all times here are: `26 Nov 2026, 07:50`."""
-    return f"{moment.astimezone(UTC):%d %b %Y, %H:%M}".lstrip("0")
+    return f"{words.utc(moment):%d %b %Y, %H:%M}".lstrip("0")
 
 
 def day(moment: datetime) -> str:
     """A date without its year: `26 Nov`."""
-    return f"{moment.astimezone(UTC):%d %b}".lstrip("0")
+    return f"{words.utc(moment):%d %b}".lstrip("0")
 
 
 def age(moment: datetime, now: datetime, units: int = 2) -> str:
