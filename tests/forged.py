@@ -50,7 +50,7 @@ class Forgery:
     """A backup to write. Changes see documents as they would be right; what is `raw` is written in their place.
 
     `before` are bytes of the tar before the first member: headers of whatever kind. `spoil` changes the archive's bytes
-    last, when the manifest was made of what they were.
+    last, when the manifest was made of what they were. `seal` makes of a member's name and content what is stored.
     """
 
     original: Original
@@ -63,6 +63,7 @@ class Forgery:
     manifest: Change = unchanged
     raw_manifest: bytes | None = None
     spoil: Callable[[bytes], bytes] = lambda data: data
+    seal: Callable[[str, bytes], bytes] = lambda _, content: content
     notes: Mapping[str, bytes] = field(default_factory=dict)
     label: Label | None = None
 
@@ -75,8 +76,8 @@ class Forgery:
             writer._write(self.before)
         for member, content in {**original.members, **self.members}.items():
             if member not in self.lacking:
-                writer.add(member, content)
-        index = self._index(writer)
+                writer.add(member, self.seal(member, content))
+        index = self.seal(archive.INDEX_NAME, self._index(writer))
         entry = writer.add(archive.INDEX_NAME, index)
         stream.write(bytes(2 * tarfile.BLOCKSIZE))
         data = stream.getvalue()

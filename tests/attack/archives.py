@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import forged
+import pyrage
 from attack import arena
 from attack.outcome import Attack
 from fix_postgres import OPTIONS, PostgresServer
@@ -32,9 +33,10 @@ from fix_tools import Site
 from forged import Change, Document, Forgery, Original
 
 from backupd import decode, throwaway
+from backupd.manifest import format_of
 from backupd.selector import Label
 
-WHOLE, PART = 400, 12
+WHOLE, PART = 450, 12
 
 MEMORY_LIMIT_BYTES = 200 << 20
 SLOWEST_SECONDS = 40.0
@@ -68,9 +70,9 @@ def campaign(seed: int, count: int, folder: Path) -> Iterator[Attack]:
         original, bystander = _prepare(server, folder)
         fixed = [*_KINDS]
         chance.shuffle(fixed)
-        mutations = (_MUTATIONS[number % len(_MUTATIONS)] for number in itertools.count())
-        kinds = itertools.chain.from_iterable(zip(fixed, mutations, strict=False))
-        for number, kind in enumerate(itertools.islice(itertools.chain(kinds, mutations), count)):
+        mutations = itertools.cycle(_MUTATIONS)
+        for number in range(count):
+            kind = next(mutations) if number % 4 == 3 or not fixed else fixed.pop()
             act = partial(_attack, pit, server, original, bystander, kind, seed * 10_000 + number, folder / f"{number}")
             yield Attack(f"{number} {kind.name}", act)
 
@@ -125,6 +127,7 @@ def _attack(
     for name in ("scratch", "temporary", "home", "second", "fetched"):
         (folder / name).mkdir()
     (folder / "outside").write_text("a file that nothing may touch")
+    (folder / "key").write_text(f"{_KEY}\n")
     kind.make(original, random.Random(seed), store)
     before = _tree(folder)
     ended = [pit.run(arguments, _environment(server, folder)) for arguments in _verbs(original, folder)]
@@ -167,6 +170,7 @@ def _environment(server: PostgresServer, folder: Path) -> dict[str, str]:
         "BACKUPD_RETENTION__KEEP_DAILY": "3",
         "BACKUPD_RETENTION__TIMEZONE": "Australia/Lord_Howe",
         "BACKUPD_DUMP__CLIENTS": str(server.bin_directory),
+        "BACKUPD_ENCRYPTION__IDENTITIES_FILE": str(folder / "key"),
         "BACKUPD_SOURCE__SERVER": "prod",
         "BACKUPD_TARGET__HOST": server.host,
         "BACKUPD_TARGET__PORT": str(server.port),
@@ -588,6 +592,68 @@ def _odd_note_time(time: str, original: Original, chance: random.Random, store: 
     Forgery(original, notes=notes).write(store)
 
 
+# --- age files that are none of ours
+
+
+_KEY, _STRANGER = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
+
+
+def _age(data: bytes) -> bytes:
+    return bytes(pyrage.encrypt(data, [_KEY.to_public()]))
+
+
+def _cut_in_half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flipped(data: bytes) -> bytes:
+    place = len(data) * 2 // 3
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+_STANZAS = b"".join(b"-> \x1bPWN %d\n%s\n" % (number, b"A" * 43) for number in range(20_000))
+
+_SEALS: dict[str, Callable[[bytes], bytes]] = {
+    "as it is": _age,
+    "cut": lambda data: _cut_in_half(_age(data)),
+    "without its last byte": lambda data: _age(data)[:-1],
+    "with a byte more": lambda data: _age(data) + b"\0",
+    "with a flipped bit": lambda data: _flipped(_age(data)),
+    "to somebody else": lambda data: bytes(pyrage.encrypt(data, [_STRANGER.to_public()])),
+    "to a passphrase": lambda data: bytes(pyrage.passphrase.encrypt(data, "x")),
+    "not at all": lambda data: data,
+    "twice": lambda data: _age(_age(data)),
+    "armoured": lambda data: bytes(pyrage.encrypt(data, [_KEY.to_public()], armored=True)),
+    "as nothing": lambda data: b"",
+    "as a header alone": lambda data: b"age-encryption.org/v1\n",
+    "with 20,000 stanzas": lambda data: b"age-encryption.org/v1\n" + _STANZAS + b"--- " + b"A" * 43 + b"\n" + data,
+    "of another version": lambda data: _age(data).replace(b"/v1", b"/v9", 1),
+    "with words in its header": lambda data: _age(data).replace(b"X25519", b"X25519 \x1bPWN", 1),
+    "by chunks in another order": lambda data: _age(data)[:200] + _age(data)[200:][::-1],
+}
+
+_OPENS = {"as it is", "armoured"}
+
+
+def _sealed(names: str, seal: Callable[[bytes], bytes], original: Original, chance: random.Random, store: Path) -> None:
+    """Encrypts to us all but what `names` says; that is sealed as it is told."""
+
+    def of(name: str, content: bytes) -> bytes:
+        if name == "README.txt":
+            return content
+        chosen = name == "index.json.zst" if names == "index" else name != "index.json.zst"
+        return seal(content) if chosen else _age(content)
+
+    keys = (str(_KEY.to_public()),)
+    changes = {"recipients": list(keys), "format": format_of(keys)}
+    index = partial(_set, format_of(keys))
+    Forgery(original, seal=of, index=index, manifest=lambda document: document.update(changes)).write(store)
+
+
+def _set(version: int, document: Document) -> None:
+    document["format"] = version
+
+
 # --- what lies in a folder that is no object
 
 
@@ -774,6 +840,10 @@ def _kinds() -> Iterator[Kind]:
         yield Kind(f"member: {name}", partial(_bomb_member, bomb), frozenset({"verify"}))
     for name, bomb in _INDEX_BOMBS.items():
         yield Kind(f"index: {name}", partial(_bomb_index, bomb), READERS)
+    for name, seal in _SEALS.items():
+        for names, refused in (("index", READERS), ("members", frozenset({"verify", "fetch"}))):
+            opens = frozenset[str]() if name in _OPENS else refused
+            yield Kind(f"{names} encrypted {name}", partial(_sealed, names, seal), opens)
     for path in _PATHS:
         yield Kind(f"large objects at {path.decode()}", partial(_lead_objects_out, path), frozenset({"fetch"}))
         yield Kind(f"tables at {path.decode()}", partial(_lead_tables_out, path), frozenset({"fetch"}))

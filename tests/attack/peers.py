@@ -23,7 +23,7 @@ from attack.archives import CODES, MEMORY_LIMIT_BYTES, PLANTED, assert_quiet, se
 from attack.outcome import Attack
 from fix_postgres import PostgresServer
 
-WHOLE, PART = 120, 5
+WHOLE, PART = 110, 5
 
 SLOWEST_SECONDS = 55.0
 """A first connection is given up after 15 s; `doctor` and the record of a failure may try others."""
