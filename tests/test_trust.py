@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 import pytest
 from fix_store import StoreCase
@@ -34,7 +34,7 @@ START = datetime(2026, 11, 1, 22, tzinfo=UTC)
 DAY = timedelta(days=1)
 KEYS = made_keys()
 READER = Keys(trusted=KEYS.trusted)
-KINDS: tuple[NoteKind, ...] = ("verified", "drilled", "pinned", "adopted", "retired", "confirmed")
+KINDS: tuple[NoteKind, ...] = get_args(NoteKind)
 
 
 @dataclass
