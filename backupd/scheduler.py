@@ -32,7 +32,7 @@ ABORT_SECONDS = 20.0
 SOURCE_PATIENCE = timedelta(minutes=10)
 """How long a server may take to start before a backup fails for it: after a reboot it starts together with us."""
 
-_AGAIN = timedelta(minutes=1)  # until what could not be asked is asked again
+_AGAIN = timedelta(seconds=10)  # until what could not be asked is asked again
 _LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
 _NO_RUN = frozenset({"interrupted", "locked"})
 _log = log.get_logger()
@@ -48,15 +48,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known before a run: the server's backups and failures, which labels are expected, and its filter.
+    """What is known before a run: the server's backups and failures, the labels that are expected, and its filter.
 
-    `unreachable` is why the source cannot say which labels are expected, where it was asked and cannot.
+    Where the source could not say which labels are expected, or names none, they are None.
     """
 
     listing: Listing
     expected: Collection[Label] | None
     filter: Filter | None = None
-    unreachable: BackupdError | None = None
 
 
 def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
@@ -91,10 +90,14 @@ def _begun(known: Known) -> Mapping[Label, list[datetime]]:
 
 @dataclass
 class Scheduler:
-    """The loop. `know` reads the catalog, now; `start` runs a command line to its end and returns its exit code."""
+    """The loop. `start` runs a command line to its end and returns its exit code.
+
+    `know` asks the source and reads the catalog, now. It raises where the catalog cannot be read and, when told so,
+    where the source cannot be asked.
+    """
 
     planned: Sequence[Planned]
-    know: Callable[[], Known]
+    know: Callable[[bool], Known]
     start: Callable[[Sequence[str]], int]
     now: Callable[[], datetime]
     who: str
@@ -130,11 +133,9 @@ class Scheduler:
         return None if arguments is None else self.start(arguments)
 
     def _known(self, verb: Verb, now: datetime) -> Known:
-        """What is known; raises where the store cannot be read, and for some time where the source cannot be asked."""
-        known = self.know()
+        """What is known; raises as `know`, for the source some time only."""
         since = self.waiting_since.setdefault(verb, now)
-        if verb == "backup" and known.unreachable is not None and now - since < SOURCE_PATIENCE:
-            raise known.unreachable
+        known = self.know(verb == "backup" and now - since < SOURCE_PATIENCE)
         del self.waiting_since[verb]
         return known
 

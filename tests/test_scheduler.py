@@ -49,13 +49,13 @@ class World:
         made.begin()
         return made
 
-    def know(self) -> Known:
+    def know(self, needs_source: bool) -> Known:
         if self.unreadable:
             raise StoreError("no route to the store")
+        if self.unreachable and needs_source:
+            raise DatabaseError("the database system is starting up")
         listing = Listing(tuple(self.backups), failures=tuple(self.failures))
-        if self.unreachable:
-            return Known(listing, None, self.filter, DatabaseError("the database system is starting up"))
-        return Known(listing, self.expected, self.filter)
+        return Known(listing, None if self.unreachable else self.expected, self.filter)
 
     def start(self, arguments: Sequence[str]) -> int:
         self.runs.append((f"{self.clock:%d %H:%M}", " ".join(arguments)))
