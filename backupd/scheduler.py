@@ -29,6 +29,9 @@ Verb = Literal["backup", "drill", "prune", "digest"]
 ABORT_SECONDS = 20.0
 """How long a run has to clean up when the daemon is stopped; what is left of it then is killed."""
 
+WAIT_SECONDS = 6 * 3600
+"""How long a backup waits for another run of the same database: as long as the chart lets one run."""
+
 SOURCE_PATIENCE = timedelta(minutes=10)
 """How long a server may take to start before a backup fails for it: after a reboot it starts together with us."""
 
@@ -73,7 +76,9 @@ def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
     missing = sorted(label for label in expected if not is_done(slot, begun[label]))
     if expected and not missing:
         return None
-    return ["backup", *(["--", *(label.database for label in missing)] if len(missing) < len(expected) else [])]
+    names = [] if len(missing) == len(expected) else ["--", *(label.database for label in missing)]
+    # Another daemon, or a person, may have begun one since the catalog was read: waited for, it is this slot's.
+    return ["backup", "--wait", f"{WAIT_SECONDS}", "--unless-since", slot.begins_at.isoformat(), *names]
 
 
 def _begun(known: Known) -> Mapping[Label, list[datetime]]:
