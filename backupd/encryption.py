@@ -150,11 +150,9 @@ def encrypt(chunks: Iterable[bytes], size_bytes: int, recipients: Sequence[str])
         pyrage.encrypt_io(given, made, keys)
 
     with contextlib.closing(threads.through(work, chunks)) as made:
-        head = b""
-        while not (end := _MAC_LINE.search(head)):
-            head += next(made)
+        head, header_bytes = _head(made)
         payload_chunks = max(1, -(-size_bytes // _CHUNK_BYTES))
-        stored_bytes = end.end() + _NONCE_BYTES + size_bytes + payload_chunks * _TAG_BYTES
+        stored_bytes = header_bytes + _NONCE_BYTES + size_bytes + payload_chunks * _TAG_BYTES
 
         def rest() -> Iterator[bytes]:
             yield head
@@ -165,12 +163,19 @@ def encrypt(chunks: Iterable[bytes], size_bytes: int, recipients: Sequence[str])
 
 def peek(stored: Iterable[bytes], stored_bytes: int) -> tuple[int, Iterator[bytes]]:
     """How long the content of that age file is, and the same bytes again; 0 where it has no whole header."""
-    source, head = iter(stored), b""
-    while not (end := _MAC_LINE.search(head)) and len(head) <= HEADER_LIMIT_BYTES and (chunk := next(source, b"")):
-        head += chunk
-    payload_bytes = stored_bytes - end.end() - _NONCE_BYTES if end else 0
+    source = iter(stored)
+    head, header_bytes = _head(source)
+    payload_bytes = stored_bytes - header_bytes - _NONCE_BYTES if header_bytes else 0
     tags = -(-payload_bytes // (_CHUNK_BYTES + _TAG_BYTES))
     return max(0, payload_bytes - tags * _TAG_BYTES), chain([head], source)
+
+
+def _head(source: Iterator[bytes]) -> tuple[bytes, int]:
+    """The first bytes of an age file, and how many of them are its header; 0 where that has no end within the limit."""
+    head = b""
+    while not (end := _MAC_LINE.search(head)) and len(head) <= HEADER_LIMIT_BYTES and (chunk := next(source, b"")):
+        head += chunk
+    return head, end.end() if end else 0
 
 
 def decrypt(chunks: Iterable[bytes], identities: Identities, what: str) -> Iterator[bytes]:
@@ -189,12 +194,13 @@ def decrypt(chunks: Iterable[bytes], identities: Identities, what: str) -> Itera
         except (pyrage.DecryptError, OSError) as exc:
             raise _Failed(str(exc)) from None
 
+    head, header_bytes = _head(source)
+    failure = None if header_bytes else "it has no age header"
     try:
-        yield from threads.through(work, source)
+        if header_bytes:  # else age would look for its end in memory
+            yield from threads.through(work, chain([head], source))
     except _Failed as exc:
-        failure: str | None = str(exc)
-    else:
-        failure = None
+        failure = str(exc)
     for _ in source:
         pass
     if failure is not None and _NO_MATCH in failure:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,27 @@ def test_no_flipped_bit_and_no_cut_passes(new_key: NewKey) -> None:
             decrypted(stored[:size], key)
     with pytest.raises(VerificationFailed, match="is damaged"):
         decrypted(stored + b"\0", key)
+
+
+def test_a_header_without_end_is_given_up_before_it_fills_the_memory(new_key: NewKey) -> None:
+    """It is read to its end all the same, since the hash of it all decides first."""
+    read = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal read
+        yield b"age-encryption.org/v1\n"
+        for _ in range(500):
+            read += 1
+            yield (b"-> X25519 " + b"A" * 43 + b"\n" + b"A" * 43 + b"\n") * 5000
+
+    tracemalloc.start()
+    with pytest.raises(VerificationFailed, match="is damaged") as caught:
+        list(encryption.decrypt(endless(), Identities(new_key().path), "member 1.dat"))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "no age header" in str(caught.value.detail)
+    assert read == 500
+    assert peak_bytes < 20 << 20
 
 
 def test_what_reading_raises_is_raised_as_itself(new_key: NewKey) -> None:
