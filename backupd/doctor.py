@@ -21,7 +21,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from backupd import dump, facts, notify, postgres, privileges, probe, process, scratch, signing
+from backupd import dump, encryption, facts, notify, postgres, privileges, probe, process, scratch, signing
 from backupd.errors import AccessRefused, BackupdError, Locked, UsageError, VerificationFailed, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, attempt, failure, skip, try_all
 from backupd.probe import compare_clocks, file_system, is_in_memory, store_folder
@@ -59,6 +59,8 @@ class Subject:
     notify_urls: Sequence[str] = ()
     hooks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    recipients: tuple[str, ...] = ()
+    identities: encryption.Identities = encryption.NO_IDENTITIES
     keys: Callable[[], signing.Keys] = signing.Keys
     """What is signed with and believed; raises UsageError where that cannot be used."""
 
@@ -167,6 +169,25 @@ def _signing(subject: Subject) -> str | Doubt:
 _PROBE = "backupd doctor"
 
 
+def _encryption(subject: Subject) -> str | Doubt:
+    """Whether what is encrypted here can be opened here, where that is wanted: something is encrypted, and opened."""
+    if not subject.recipients:
+        return "backups are in clear" if not subject.identities else "backups are in clear; identities open older ones"
+    with encryption.encrypt([_PROBE.encode()], len(_PROBE), subject.recipients) as encrypted:
+        stored = b"".join(encrypted.chunks)
+    to = f"backups are encrypted to {len(subject.recipients)} public keys"
+    if not subject.identities:
+        return f"{to}, and no private key is here to open them"
+    try:
+        opened = b"".join(encryption.decrypt([stored], subject.identities, "what was encrypted just now"))
+    except AccessRefused as exc:
+        hint = f"Put the private key of one of {encryption.RECIPIENTS_SETTING} into {encryption.SETTING}'s file too."
+        return Doubt(f"{to}, and {exc.message}", hint)
+    if opened != _PROBE.encode():
+        raise VerificationFailed("what was encrypted just now is something else when it is opened")
+    return f"{to}, and can be opened here"
+
+
 def _notifications(subject: Subject) -> str:
     """Whether each URL names a service; nothing is sent."""
     if not subject.notify_urls:
@@ -190,6 +211,7 @@ _MACHINE: Mapping[str, Check[Subject]] = {
     "scratch": _scratch,
     "retention": _retention,
     "signing": _signing,
+    "encryption": _encryption,
     "notifications": _notifications,
     "hooks": _hooks,
 }

@@ -42,7 +42,7 @@ class Installation:
     def catalog(self) -> Catalog:
         """The backups in the store. Raises UsageError where none is set."""
         store = open_store(self.settings.store_url(), self.settings.s3_options())
-        return Catalog(self._paced(store), self.keys(), self._identities())
+        return Catalog(self._paced(store), self.keys(), self.identities())
 
     def _paced(self, store: Store) -> Store:
         from backupd.store.paced import Paced
@@ -63,12 +63,13 @@ class Installation:
             return None
         try:
             store = open_store(chosen, self.settings.copy_s3_options())
-            return Catalog(self._paced(store), self.keys(), self._identities())
+            return Catalog(self._paced(store), self.keys(), self.identities())
         except BackupdError as exc:
             exc.hint = exc.hint and exc.hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
             raise
 
-    def _identities(self) -> Identities:
+    def identities(self) -> Identities:
+        """What opens encrypted archives here; the file is read when it is first needed."""
         return Identities(self.settings.encryption.identities_file)
 
     @contextlib.contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fix_encryption import NewKey
 from fix_postgres import DatabaseFactory, PostgresServer, standby_of, wait_for
 from fix_store import SECRET_KEY, FaultProxy, S3Server
 from fix_tools import Site, Wire, small_disk
@@ -23,6 +24,7 @@ from made_keys import made_keys, made_secret
 
 from backupd import doctor, dump, postgres, process
 from backupd.doctor import Subject
+from backupd.encryption import Identities
 from backupd.errors import UsageError
 from backupd.finding import Finding
 from backupd.postgres import Access
@@ -252,6 +254,21 @@ def test_keys_that_do_not_belong_together_are_a_failure_that_names_the_one_to_ad
 
     assert (found.status, found.exit_code) == ("fail", 2)
     assert str(made_secret(1).public) in (found.hint or "")
+
+
+def test_what_is_encrypted_is_opened_where_a_private_key_is_at_hand(case: Case, new_key: NewKey) -> None:
+    ours, other, protected = new_key(), new_key(), new_key("ssh-ed25519", "a passphrase")
+    to = (ours.recipient,)
+    for recipients, key, status, text in (
+        ((), None, "ok", "backups are in clear"),
+        (to, None, "ok", "encrypted to 1 public keys, and no private key is here"),
+        (to, ours, "ok", "can be opened here"),
+        (to, other, "warn", "none of the identities opens"),
+        (to, protected, "fail", "is protected by a passphrase"),
+    ):
+        identities = Identities(key.path if key else None)
+        found = case.examine(source=None, recipients=recipients, identities=identities)["encryption"]
+        assert (found.status, text in found.text) == (status, True), found
 
 
 # --- the way to the server

@@ -220,6 +220,8 @@ def _doctor_subject(here: Installation) -> "doctor_verb.Subject":
         policy=loaded.retention.policy(),
         second=(loaded.copy.url, loaded.copy_s3_options()) if loaded.copy.url else None,
         keys=here.keys,
+        recipients=loaded.recipients(),
+        identities=here.identities(),
         notify_urls=loaded.notify.send_to,
         hooks={when: argv for when in ("before", "after", "failure") if (argv := getattr(loaded.hook, when))},
     )
