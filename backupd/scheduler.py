@@ -29,13 +29,10 @@ Verb = Literal["backup", "drill", "prune", "digest"]
 ABORT_SECONDS = 20.0
 """How long a run has to clean up when the daemon is stopped; what is left of it then is killed."""
 
-WAIT_SECONDS = 6 * 3600
-"""How long a backup waits for another run of the same database: as long as the chart lets one run."""
-
 SOURCE_PATIENCE = timedelta(minutes=10)
 """How long a server may take to start before a backup fails for it: after a reboot it starts together with us."""
 
-_AGAIN = timedelta(seconds=10)  # until what could not be asked is asked again
+_AGAIN = timedelta(minutes=1)  # until what could not be asked is asked again
 _LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
 _NO_RUN = frozenset({"interrupted", "locked"})
 _log = log.get_logger()
@@ -51,14 +48,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known before a run: the server's backups and failures, the labels that are expected, and its filter.
+    """What is known before a run: the server's backups and failures, which labels are expected, and its filter.
 
-    Where the source could not say which labels are expected, or names none, they are None.
+    `unreachable` is why the source cannot say which labels are expected, where it was asked and cannot.
     """
 
     listing: Listing
     expected: Collection[Label] | None
     filter: Filter | None = None
+    unreachable: BackupdError | None = None
 
 
 def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
@@ -76,9 +74,7 @@ def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
     missing = sorted(label for label in expected if not is_done(slot, begun[label]))
     if expected and not missing:
         return None
-    names = [] if len(missing) == len(expected) else ["--", *(label.database for label in missing)]
-    # Another daemon, or a person, may have begun one since the catalog was read: waited for, it is this slot's.
-    return ["backup", "--wait", f"{WAIT_SECONDS}", "--unless-since", slot.begins_at.isoformat(), *names]
+    return ["backup", *(["--", *(label.database for label in missing)] if len(missing) < len(expected) else [])]
 
 
 def _begun(known: Known) -> Mapping[Label, list[datetime]]:
@@ -95,14 +91,10 @@ def _begun(known: Known) -> Mapping[Label, list[datetime]]:
 
 @dataclass
 class Scheduler:
-    """The loop. `start` runs a command line to its end and returns its exit code.
-
-    `know` asks the source and reads the catalog, now. It raises where the catalog cannot be read and, when told so,
-    where the source cannot be asked.
-    """
+    """The loop. `know` reads the catalog, now; `start` runs a command line to its end and returns its exit code."""
 
     planned: Sequence[Planned]
-    know: Callable[[bool], Known]
+    know: Callable[[], Known]
     start: Callable[[Sequence[str]], int]
     now: Callable[[], datetime]
     who: str
@@ -138,9 +130,11 @@ class Scheduler:
         return None if arguments is None else self.start(arguments)
 
     def _known(self, verb: Verb, now: datetime) -> Known:
-        """What is known; raises as `know`, for the source some time only."""
+        """What is known; raises where the store cannot be read, and for some time where the source cannot be asked."""
+        known = self.know()
         since = self.waiting_since.setdefault(verb, now)
-        known = self.know(verb == "backup" and now - since < SOURCE_PATIENCE)
+        if verb == "backup" and known.unreachable is not None and now - since < SOURCE_PATIENCE:
+            raise known.unreachable
         del self.waiting_since[verb]
         return known
 

@@ -217,6 +217,19 @@ def test_an_archive_whose_manifest_the_list_does_not_show_yet_is_no_orphan(fake_
     assert fake.versions[key] == [version]
 
 
+def test_a_list_that_does_not_show_what_was_just_written_is_named(fake_s3: MakeFake) -> None:
+    fake, server = fake_s3()
+    manifest = made_manifest(NOW)
+    key = archive_key(Name(Label("prod", "app"), manifest.id))
+    put(server.store(), key, ARCHIVE)
+    fake.hidden.add(f"a/prefix/{key}")
+    with pytest.raises(StoreError, match="does not list it") as raised:
+        Catalog(server.store()).commit(manifest)
+    assert "lists" in f"{raised.value.hint}"
+    fake.hidden.clear()
+    assert listed(server.store()) == []
+
+
 # --- doctor
 
 

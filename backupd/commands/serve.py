@@ -115,16 +115,15 @@ def _planned(here: Installation) -> "list[scheduler.Planned]":
     return [scheduler.Planned(verb, chosen.schedule(cron)) for verb, cron in crons if cron is not None]
 
 
-def _know(here: Installation, found: catalog.Catalog, needs_source: bool) -> "scheduler.Known":
+def _know(here: Installation, found: catalog.Catalog) -> "scheduler.Known":
     from backupd import scheduler
 
-    expected = None
+    listing = found.backups(here.settings.server_label)
     try:
         expected = here.ask_expected() if here.names_databases else None
-    except BackupdError:
-        if needs_source:
-            raise
-    return scheduler.Known(found.backups(here.settings.server_label), expected, here.filter())
+    except BackupdError as exc:
+        return scheduler.Known(listing, None, here.filter(), exc)
+    return scheduler.Known(listing, expected, here.filter())
 
 
 class _Reader:

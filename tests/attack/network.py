@@ -8,7 +8,6 @@ failure the next run succeeds and sweeps what was left.
 
 import contextlib
 import hashlib
-import itertools
 import random
 import socket
 import threading
@@ -27,7 +26,8 @@ from fix_tools import Site, Wire, fill_large, s3_site
 from psycopg import sql
 from structlog.testing import capture_logs
 
-from backupd import restore, retention, verify
+from backupd import archive, restore, retention, verify
+from backupd.catalog import Catalog
 from backupd.commands import shared
 from backupd.errors import BackupdError
 from backupd.manifest import Backup
@@ -47,13 +47,15 @@ STALL_SECONDS = 62.0
 class Fault:
     """What goes wrong: `text` as FaultProxy takes it, or a word of `_Torn`; from where, and how often.
 
-    `at` is the number of a request, or a number of bytes from the server; `times` 99 is for ever.
+    `at` is the number of a request, or a number of bytes from the server; `times` 99 is for ever. What `passes` must
+    be waited out: the verb succeeds.
     """
 
     name: str
     text: str
     times: Sequence[int] = (1,)
     meant: Callable[[str, str], bool] = lambda method, path: True
+    passes: bool = True
 
 
 def _publishes(method: str, path: str) -> bool:
@@ -79,20 +81,20 @@ S3_FAULTS = (
     Fault("answered twice", "twice", (1, 2, 99)),
     Fault("lost answer to what publishes", "lose answer", (1, 2), _publishes),
     Fault("404 after it was completed", "done 404 NoSuchUpload", (1,), _completes),
-    Fault("404 though it was not", "404 NoSuchUpload", (1,), _completes),
+    Fault("404 though it was not", "404 NoSuchUpload", (1,), _completes, passes=False),
     Fault("412 after it was written", "done 412 PreconditionFailed", (1,), _publishes),
-    Fault("412 though it was not", "412 PreconditionFailed", (1,), _publishes),
+    Fault("412 though it was not", "412 PreconditionFailed", (1,), _publishes, passes=False),
     Fault("500 after it was written", "done 500 InternalError", (1, 2), _publishes),
-    Fault("expired credentials", "400 ExpiredToken", (1, 99)),
-    Fault("a clock that is wrong", "403 RequestTimeTooSkewed", (1, 99)),
-    Fault("a list that lags", "lag", (1, 2, 4, 8)),
+    Fault("expired credentials", "400 ExpiredToken", (1, 99), passes=False),
+    Fault("a clock that is wrong", "403 RequestTimeTooSkewed", (1, 99), passes=False),
+    Fault("a list that lags", "lag", (1, 2, 4, 8), passes=False),
 )
 POSTGRES_FAULTS = (
-    Fault("reset", "reset", (1, 99)),
-    Fault("end", "end", (1, 99)),
+    Fault("reset", "reset", (1, 99), passes=False),
+    Fault("end", "end", (1, 99), passes=False),
     Fault("stall", "stall", (1,)),
     Fault("slow", "slow", (20,)),
-    Fault("said twice", "twice", (1, 2)),
+    Fault("said twice", "twice", (1, 2), passes=False),
 )
 
 
@@ -121,9 +123,10 @@ class _Case:
 
 @dataclass
 class _Scene:
-    """An installation made for one attack. `fired` counts how often the fault happened."""
+    """An installation made for one attack, and its store, which is opened once. `fired` counts the fault."""
 
     here: Site
+    found: Catalog
     fake: Fake
     before: list[Backup]
     fired: int = 0
@@ -142,7 +145,7 @@ def campaign(seed: int, count: int, folder: Path) -> Iterator[Attack]:
     faults = [*((fault, True) for fault in S3_FAULTS), *((fault, False) for fault in POSTGRES_FAULTS)]
     with only_test_credentials(), running_server(17) as server:
         place = _place(server, folder)
-        for number in itertools.count():
+        for number in range(4 * count):
             if number % len(faults) == 0:
                 chance.shuffle(faults)
             fault, over_s3 = faults[number % len(faults)]
@@ -175,7 +178,8 @@ def _act(place: _Place, case: _Case, number: int) -> str:
         fake.versions = {key: list(found) for key, found in place.stock[case.database].items()}
         proxy, between = stack.enter_context(proxied(stack.enter_context(served(fake))))
         here = s3_site(partial(_site, place.folder / f"{number}"), place.server, between)
-        scene = _Scene(here, fake, list(here.catalog.backups().backups))
+        found = here.catalog
+        scene = _Scene(here, found, fake, list(found.backups().backups))
         proxy.seen.clear()
         _break(scene, case, proxy, stack)
         problem = _within_limit(partial(_VERBS[case.verb], place, case, scene))
@@ -184,9 +188,12 @@ def _act(place: _Place, case: _Case, number: int) -> str:
         here.settings["BACKUPD_SOURCE__PORT"] = str(place.server.port)
         if not scene.fired:
             raise Missed
+        assert problem is None or not case.fault.passes, f"what passes was not waited out: {problem}"
         new = _assert_whole(place, case, scene)
         if case.verb == "backup" and problem is None:
             assert [backup.id for backup in new] == [str(done) for done in scene.done], "it was said to be taken"
+        if case.verb == "prune" and problem is None:
+            assert len(found.backups().backups) == 1, "it was said to be pruned"
         if problem is not None:
             _assert_next_succeeds(place, case, scene)
         here.assert_clean()
@@ -271,19 +278,20 @@ def _within_limit(act: Callable[[], None]) -> BackupdError | None:
 
 
 def _back_up(place: _Place, case: _Case, scene: _Scene) -> None:
-    scene.done.append(scene.here.take(case.database).id)
+    scene.done.append(scene.here.take(case.database, catalog=scene.found).id)
 
 
 def _fetch(place: _Place, case: _Case, scene: _Scene) -> None:
     folder = scene.here.folder / "fetched"
     folder.mkdir()
-    found, backup = scene.here.catalog, scene.before[0]
-    restore.fetch(found, backup, scene.here.index(backup), folder, Progress())
+    backup = scene.before[0]
+    index = archive.read_index(scene.found.archive(backup))
+    restore.fetch(scene.found, backup, index, folder, Progress())
     assert _hashes(folder) == place.fetched[case.database], "other bytes were fetched than were stored"
 
 
 def _prune(place: _Place, case: _Case, scene: _Scene) -> None:
-    found = scene.here.catalog
+    found = scene.found
     plan = retention.plan(found.backups().backups, Policy(last=1, floor=1), datetime.now(UTC))
     shared.carry_out(found, plan)
 
@@ -296,7 +304,7 @@ _VERBS = {"backup": _back_up, "fetch": _fetch, "prune": _prune}
 
 def _assert_whole(place: _Place, case: _Case, scene: _Scene) -> list[Backup]:
     """What is listed, looked at without the wire. Returns what is new."""
-    found = scene.here.catalog
+    found = scene.found
     listing = found.backups()
     assert listing.broken == (), f"broken: {listing.broken}"
     ids, before = [each.id for each in listing.backups], [each.id for each in scene.before]
@@ -307,7 +315,7 @@ def _assert_whole(place: _Place, case: _Case, scene: _Scene) -> list[Backup]:
     new = [each for each in listing.backups if each.id not in before]
     assert len(new) <= (case.verb == "backup"), f"{len(new)} are new"
     for backup in new:
-        assert _content(scene.here, backup) == place.known[case.database], f"{backup.id} holds something else"
+        assert _content(found, backup) == place.known[case.database], f"{backup.id} holds something else"
         assert verify.verify(found, backup, datetime.now(UTC), Progress()).suspect is None
     for key, (version,) in place.stock[case.database].items():
         assert not any(f"/{known}" in key for known in ids) or scene.fake.versions[key] == [version], f"{key} changed"
@@ -320,16 +328,16 @@ def _assert_next_succeeds(place: _Place, case: _Case, scene: _Scene) -> None:
     if folder.exists():
         folder.rmdir()
     if case.verb != "fetch":
-        scene.before[:] = scene.here.catalog.backups().backups
+        scene.before[:] = scene.found.backups().backups
     _VERBS[case.verb](place, case, scene)
     _assert_whole(place, case, scene)
-    assert case.verb != "backup" or scene.here.orphans() == [], "orphans are left"
-    assert case.verb != "prune" or len(scene.here.listed()) == 1, "it was not carried out"
+    assert case.verb != "backup" or scene.found.backups().orphans == (), "orphans are left"
+    assert case.verb != "prune" or len(scene.found.backups().backups) == 1, "it was not carried out"
 
 
-def _content(here: Site, backup: Backup) -> object:
+def _content(found: Catalog, backup: Backup) -> object:
     """What the backup says that it holds, table by table."""
-    contract = here.index(backup).contract
+    contract = archive.read_index(found.archive(backup)).contract
     return [(each.schema, each.name, each.rows, each.raw_bytes, each.fingerprint) for each in contract.tables]
 
 
@@ -349,13 +357,13 @@ def _place(server: PostgresServer, folder: Path) -> _Place:
         _make(server, name, megabytes)
         with capture_logs(), served(fake := Fake()) as s3:
             here = s3_site(partial(_site, folder / name), server, s3)
-            taken = [here.take(name) for _ in range(2)][-1]
+            found = here.catalog
+            taken = [here.take(name, catalog=found) for _ in range(2)][-1]
             stock[name] = {key: [replace(each, written=-100) for each in found] for key, found in fake.versions.items()}
-            known[name] = _content(here, taken)
+            known[name] = _content(found, taken)
             into = folder / name / "fetched"
             into.mkdir()
-            newest = here.catalog.backups().backups[0]
-            restore.fetch(here.catalog, newest, here.index(newest), into, Progress())
+            restore.fetch(found, taken, archive.read_index(found.archive(taken)), into, Progress())
             fetched[name] = _hashes(into)
     return _Place(server, folder, stock, known, fetched)
 
