@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -15,6 +16,7 @@ from fix_tools import wait_until
 from made_fleet import EXPECTED, HOSTILE, NOW
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, sync_playwright
 
+from backupd.report import report
 from backupd.selector import Label, name_of
 from backupd.serve import listening, serving
 from backupd.site import Site, View
@@ -121,6 +123,14 @@ def test_axe_finds_nothing_wrong_with_the_names_of_three_hundred(browser: Browse
 
         assert page.locator("details.wall a").count() == 300
         assert axe(page, "details.wall, form") == []
+
+
+def test_axe_finds_nothing_wrong_with_a_report_which_fits_a_phone(browser: Browser) -> None:
+    with open_page(browser, viewport=PHONE, color_scheme="dark") as page:
+        page.set_content(pages.audit(report(FLEETS["troubled"](), NOW - timedelta(days=3), NOW)))
+
+        assert axe(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
 
 
 @pytest.mark.parametrize("width", [320, 820, 1440])

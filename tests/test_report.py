@@ -144,6 +144,7 @@ def test_the_file_says_what_its_words_mean_and_what_it_cannot_know(quarter: Repo
     assert all(f"identical {span(drill.seconds or 0)}" in text for drill in line(quarter, "app").drills)
 
 
+@pytest.mark.slow
 def test_a_year_of_three_hundred_databases_is_a_bounded_file() -> None:
     assert len(pages.audit(report(made_fleet.large(), NOW - timedelta(days=365), NOW))) < 10_000_000
 
