@@ -94,6 +94,7 @@ def test_adopt_and_retire_go_by_the_newest_backup_that_is_trusted(
     assert signing.run("check", "--max-age", "1h").code == 19, "without a source nothing is expected any more"
 
 
+@pytest.mark.slow
 def test_the_signing_key_is_in_no_output_and_no_object(
     signing: Site,
     shop_of: Callable[[PostgresServer], str],
