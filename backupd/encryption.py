@@ -153,12 +153,7 @@ def encrypt(chunks: Iterable[bytes], size_bytes: int, recipients: Sequence[str])
         head, header_bytes = _head(made)
         payload_chunks = max(1, -(-size_bytes // _CHUNK_BYTES))
         stored_bytes = header_bytes + _NONCE_BYTES + size_bytes + payload_chunks * _TAG_BYTES
-
-        def rest() -> Iterator[bytes]:
-            yield head
-            yield from made
-
-        yield Encrypted(stored_bytes, rest())
+        yield Encrypted(stored_bytes, chain([head], made))
 
 
 def peek(stored: Iterable[bytes], stored_bytes: int) -> tuple[int, Iterator[bytes]]:

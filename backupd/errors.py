@@ -89,7 +89,7 @@ class Locked(BackupdError):
 
 
 class AccessRefused(BackupdError):
-    """The server or the store refused credentials, or a privilege is missing."""
+    """The server or the store refused credentials, a privilege is missing, or no identity opens an encrypted backup."""
 
     exit_code = 12
     reason = "access_refused"

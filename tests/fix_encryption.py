@@ -1,5 +1,6 @@
 """Keys as people make them, with age's and OpenSSH's own programs."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -24,8 +25,9 @@ class Key:
 def age_program() -> str:
     """Debian's `age`."""
     found = shutil.which("age")
-    assert found is not None, "install age"
-    return found
+    if found is None and os.environ.get("CI") == "true":
+        pytest.fail("CI has no age on PATH")
+    return found or pytest.skip("age is not installed")
 
 
 @pytest.fixture
