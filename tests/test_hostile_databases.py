@@ -1,5 +1,6 @@
 """Databases whose owners are hostile: nothing that they made runs with our rights in a query of ours."""
 
+import glob
 import signal
 import socket
 import threading
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from attack import peers
+from attack import arena, peers
+from attack.archives import assert_quiet
 from fix_postgres import DatabaseFactory, PostgresServer
 from fix_restore import NewName
 from fix_tools import Site
@@ -167,3 +169,16 @@ def test_a_server_that_does_not_answer_as_postgresql_does_is_said_to_be_none(
     with pytest.raises(DatabaseError), postgres.reach(server, "postgres", tmp_path, "test"):
         pytest.fail("it was reached")
     peer.close()
+
+
+@pytest.mark.slow
+def test_a_database_s_name_is_no_markup_and_no_command_to_the_terminal(
+    postgres17: PostgresServer, database: DatabaseFactory, site: MakeSite
+) -> None:
+    name, here = database(postgres17, "[/red][bold]\x1bPWN\x07PWN"), site(postgres17)
+    with arena.opened() as pit:
+        for arguments in (["backup", glob.escape(name)], ["list"], ["show", "latest"]):
+            ended = pit.run(arguments, here.environment(TERM="xterm"))
+            assert ended.code == 0, ended.terminal
+            assert "[/red]" in ended.terminal or "%5B%2Fred%5D" in ended.terminal
+            assert_quiet(ended)
