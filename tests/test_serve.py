@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -22,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backupd import site as page_site
 from backupd.catalog import Catalog, archive_key
+from backupd.commands import serve as serve_verb
 from backupd.errors import StoreError, UsageError
 from backupd.manifest import Backup
 from backupd.selector import Label, name_of
@@ -443,6 +445,16 @@ def test_labels_that_are_expected_and_have_no_backup_are_shown(catalog: Catalog)
     assert answer is not None
     assert b"forgotten" in answer.body
     assert b'last_success_timestamp_seconds{database="forgotten",server="prod"} 0.0' in made.make("/metrics", {}).body
+
+
+def test_what_pages_show_of_archives_comes_after_the_first_list_and_goes_with_the_backup(catalog: Catalog) -> None:
+    taken = [put(catalog, timedelta(hours=hours)) for hours in range(25)]
+    read = serve_verb._Reader(catalog)
+
+    assert [len(read().outlines) for _ in range(4)] == [0, 20, 25, 25]
+    catalog.delete(taken[0])
+    assert set(read().outlines) == {name_of(each) for each in taken[1:]}
+    gc.unfreeze()  # what the reading froze is this process's
 
 
 # --- the whole daemon

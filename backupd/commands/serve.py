@@ -25,6 +25,7 @@ LOOK_SECONDS = 1.0
 """How often the clock is looked at: it may jump, so that sleeping until something is due would be wrong."""
 
 _OUTLINES = 200  # of the newest backups; others' pages do without
+_OUTLINES_AT_ONCE = 20
 _log = log.get_logger()
 
 
@@ -127,7 +128,10 @@ def _know(here: Installation, found: catalog.Catalog) -> "scheduler.Known":
 
 
 class _Reader:
-    """Reads the store; of the newest backups also what their pages show, once, since a backup never changes."""
+    """Reads the store; of the newest backups also what their pages show, once, since a backup never changes.
+
+    That takes a read of each archive, so it comes after the first list, some at a time: no page should wait for it.
+    """
 
     def __init__(self, found: catalog.Catalog) -> None:
         self._found = found.remembering()
@@ -138,12 +142,11 @@ class _Reader:
         from backupd import outline, site
 
         listing = self._found.backups()
-        newest = listing.backups[:_OUTLINES]
-        self._outlines = {
-            name: self._outlines.get(name) or outline.read(self._found, backup)
-            for name, backup in ((name_of(backup), backup) for backup in newest)
-        }
         names = [name_of(backup) for backup in listing.backups]
+        newest = dict(zip(names[:_OUTLINES], listing.backups, strict=False))
+        missing = [name for name in newest if name not in self._outlines] if self._names else []
+        read = {name: outline.read(self._found, newest[name]) for name in missing[:_OUTLINES_AT_ONCE]}
+        self._outlines = {name: known for name, known in self._outlines.items() if name in newest} | read
         if names != self._names:
             # What stays for as long as we run need not be looked through for garbage: that stops every thread, for
             # 0.1 to 0.8 s where there are ten thousand backups, and requests with them.
