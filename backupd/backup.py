@@ -67,7 +67,8 @@ class Job:
     """What to back up and how; `server` is the label, `scratch` a folder or None for the system's temporary one.
 
     With `recipients` it is encrypted to them, and neither manifest nor keys name what is in it; `role_passwords` also
-    records by what the server checks the passwords of its roles, and needs them.
+    records by what the server checks the passwords of its roles, and needs them. A backup that began since
+    `unless_since` is as good as a new one: two schedulers of one database then take one.
     """
 
     server: str
@@ -78,6 +79,7 @@ class Job:
     wait_seconds: float = 0.0
     recipients: tuple[str, ...] = ()
     role_passwords: bool = False
+    unless_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,10 @@ def take(
     clock: Callable[[], datetime],
     progress: Progress,
 ) -> Backup:
-    """Takes a backup of one database and returns it, listed. Raises whatever stopped it; then nothing is listed."""
+    """Takes a backup of one database and returns it, listed. Raises whatever stopped it; then nothing is listed.
+
+    Returns an earlier one where that is as good (`Job.unless_since`).
+    """
     catalog.require_signer()
     started_at = clock()
     backup_id = new_id(started_at, secrets.token_hex(4))
@@ -109,6 +114,8 @@ def take(
         postgres.lock(access, job.database, job.wait_seconds) as lock,
         scratch.open_scratch(job.scratch, backup_id) as folder,
     ):
+        if (before := _taken_before(catalog, job, clock())) is not None:
+            return before
         _sweep(catalog, job, started_at)
         if not dump.may_share_snapshot(access.standby, access.version_num):
             job = replace(job, options=replace(job.options, jobs=1))
@@ -127,6 +134,18 @@ def take(
         action = f"look at the database; `backupd confirm {taken.id}` if it is as it should be"
         _log.warning("backup.suspect", backup=str(name_of(taken)), why=taken.suspect, action=action)
     return taken
+
+
+def _taken_before(catalog: Catalog, job: Job, now: datetime) -> Backup | None:
+    """The newest backup that is as good as a new one. Asked under the lock: nobody takes another meanwhile."""
+    if job.unless_since is None:
+        return None
+    patterns = Filter(job.options.include, job.options.exclude)
+    for each in catalog.backups(job.server, job.database).backups:
+        if job.unless_since <= each.manifest.started_at <= now and (each.manifest.filter or Filter()) == patterns:
+            _log.info("backup.taken_before", backup=str(name_of(each)), since=job.unless_since.isoformat())
+            return each
+    return None
 
 
 def _sweep(catalog: Catalog, job: Job, now: datetime) -> None:

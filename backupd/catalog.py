@@ -9,10 +9,9 @@ of keys and small reads in parallel show a thousand backups in a second from a d
 """
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from backupd import failure, log, signing, threads
 from backupd.archive import Archive
@@ -31,7 +30,6 @@ from backupd.layout import NOTE_LIMIT, SIGNATURE, Files, group
 from backupd.manifest import (
     MANIFEST_LIMIT_BYTES,
     Backup,
-    Filter,
     Manifest,
     Note,
     NoteKind,
@@ -70,16 +68,6 @@ class Listing:
     broken: tuple[Broken, ...] = ()
     orphans: tuple[Entry, ...] = ()
     failures: tuple[failure.Failure, ...] = ()
-
-
-@dataclass(frozen=True)
-class Freshness:
-    """How an expected database fares: when its newest good backup ended, whether that is too long ago, in words."""
-
-    label: Label
-    finished_at: datetime | None
-    stale: bool
-    reason: str
 
 
 def new_id(now: datetime, random_hex: str) -> str:
@@ -451,63 +439,6 @@ def require_trusted(backup: Backup) -> None:
     if backup.untrusted is not None:
         hint = "`backupd list` shows which are signed; `backupd sign ID` signs what you know to be yours."
         raise NotTrusted(f"backup {name_of(backup)} is not trusted: {backup.untrusted}", hint=hint)
-
-
-def check(
-    listing: Listing,
-    expected: Sequence[Label] | None,
-    max_age: timedelta,
-    now: datetime,
-    patterns: Filter | None = None,
-) -> tuple[Freshness, ...]:
-    """Whether each expected database has a good backup that ended within `max_age`; a pure function.
-
-    Expected are the labels that are given, or all that the listing knows, but for those retired since their newest
-    backup. `patterns` is the installation's own filter: a backup with another filter, or without, is no substitute.
-    """
-    found: dict[Label, list[Backup]] = defaultdict(list)
-    for backup in listing.backups:
-        found[name_of(backup).label].append(backup)
-    known = {*found, *(broken.name.label for broken in listing.broken), *(each.label for each in listing.failures)}
-    labels = known if expected is None else {*expected}
-    return tuple(
-        _after_failures(
-            _freshness(label, [backup for backup in found[label] if backup.manifest.filter == patterns], max_age, now),
-            listing.failures,
-        )
-        for label in sorted(labels)
-        if not is_retired(found[label])
-    )
-
-
-def is_retired(backups: Sequence[Backup]) -> bool:
-    """Whether a database was retired, and no backup of it has begun since."""
-    notes = [note for backup in backups if (note := backup.note("retired"))]
-    newest = max(notes, key=lambda note: note.at, default=None)
-    taken = [backup.manifest.started_at for backup in backups if backup.untrusted is None]
-    return newest is not None and newest.ok and all(started_at <= newest.at for started_at in taken)
-
-
-def _after_failures(freshness: Freshness, failures: Sequence[failure.Failure]) -> Freshness:
-    """The same, with what failed since in its reason."""
-    newest = next((each for each in failures if each.label == freshness.label), None)
-    if newest is None or not failure.is_current(newest, freshness.finished_at):
-        return freshness
-    text = f"{freshness.reason}; {newest.step} failed {newest.count} times since, at last with {newest.reason}"
-    return replace(freshness, reason=text)
-
-
-def _freshness(label: Label, backups: Sequence[Backup], max_age: timedelta, now: datetime) -> Freshness:
-    good = [backup.manifest for backup in backups if backup.suspect is None]
-    if not good:
-        reason = "all its backups are suspect" if backups else "it has no backup"
-        return Freshness(label, None, True, reason)
-    newest = good[0]
-    age = now - newest.finished_at
-    if newest.started_at > now:
-        return Freshness(label, newest.finished_at, True, f"backup {newest.id} lies in the future: a clock is wrong")
-    reason = f"the newest good backup {newest.id} ended {age / timedelta(hours=1):.1f} h ago"
-    return Freshness(label, newest.finished_at, age > max_age, reason)
 
 
 def _records(found: Iterable[Files]) -> dict[Name, Entry]:

@@ -46,7 +46,7 @@ def of_failure(failed: Failure, before: Failure | None) -> Notice | None:
     """The failure, unless it only goes on; `before` is the one before it in its row."""
     if before and before.reason == failed.reason and not is_repeated_in_time(failed.first_at, before.at, failed.at):
         return None
-    row = f" It is the {failed.count}th in a row, since {failed.first_at:%Y-%m-%d %H:%M} UTC." if before else ""
+    row = f" That is {failed.count} times in a row, since {failed.first_at:%Y-%m-%d %H:%M} UTC." if before else ""
     words_ = " ".join(filter(None, (f"{failed.message}.", failed.detail, failed.hint)))
     what = "" if failed.step == "backup" else f"{failed.step}: "
     return Notice("failed", failed.database, f"{what}{failed.reason} ({failed.exit_code}): {words_}{row}")
@@ -118,8 +118,8 @@ def digest(status: Status) -> tuple[str, str]:
     """Title and body of a message on how every database fares, the worst first."""
     bad = status.count("danger") + status.count("warning")
     known = len(status.databases)
-    how = "no database is known" if not known else f"all {known} databases are safe" if not bad else ""
-    title = f"backupd {status.expected.server}: {how or f'{bad} of {known} databases need a look'}"
+    how = f"of {known} databases {bad} need a look" if bad else f"every database is safe ({known})"
+    title = f"backupd {status.expected.server}: {how if known else 'no database is known'}"
     parts = [
         *("\n".join(_concern(each)) for each in status.concerns),
         *("\n".join(_lines(each, status.now)) for each in status.databases),

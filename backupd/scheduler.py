@@ -29,10 +29,13 @@ Verb = Literal["backup", "drill", "prune", "digest"]
 ABORT_SECONDS = 20.0
 """How long a run has to clean up when the daemon is stopped; what is left of it then is killed."""
 
+WAIT_SECONDS = 6 * 3600
+"""How long a backup waits for another run of the same database: as long as the chart lets one run."""
+
 SOURCE_PATIENCE = timedelta(minutes=10)
 """How long a server may take to start before a backup fails for it: after a reboot it starts together with us."""
 
-_AGAIN = timedelta(minutes=1)  # until what could not be asked is asked again
+_AGAIN = timedelta(seconds=10)  # until what could not be asked is asked again
 _LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
 _NO_RUN = frozenset({"interrupted", "locked"})
 _log = log.get_logger()
@@ -48,15 +51,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known before a run: the server's backups and failures, which labels are expected, and its filter.
+    """What is known before a run: the server's backups and failures, the labels that are expected, and its filter.
 
-    `unreachable` is why the source cannot say which labels are expected, where it was asked and cannot.
+    Where the source could not say which labels are expected, or names none, they are None.
     """
 
     listing: Listing
     expected: Collection[Label] | None
     filter: Filter | None = None
-    unreachable: BackupdError | None = None
 
 
 def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
@@ -74,7 +76,9 @@ def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
     missing = sorted(label for label in expected if not is_done(slot, begun[label]))
     if expected and not missing:
         return None
-    return ["backup", *(["--", *(label.database for label in missing)] if len(missing) < len(expected) else [])]
+    names = [] if len(missing) == len(expected) else ["--", *(label.database for label in missing)]
+    # Another daemon, or a person, may have begun one since the catalog was read: waited for, it is this slot's.
+    return ["backup", "--wait", f"{WAIT_SECONDS}", "--unless-since", slot.begins_at.isoformat(), *names]
 
 
 def _begun(known: Known) -> Mapping[Label, list[datetime]]:
@@ -91,10 +95,14 @@ def _begun(known: Known) -> Mapping[Label, list[datetime]]:
 
 @dataclass
 class Scheduler:
-    """The loop. `know` reads the catalog, now; `start` runs a command line to its end and returns its exit code."""
+    """The loop. `start` runs a command line to its end and returns its exit code.
+
+    `know` asks the source and reads the catalog, now. It raises where the catalog cannot be read and, when told so,
+    where the source cannot be asked.
+    """
 
     planned: Sequence[Planned]
-    know: Callable[[], Known]
+    know: Callable[[bool], Known]
     start: Callable[[Sequence[str]], int]
     now: Callable[[], datetime]
     who: str
@@ -130,11 +138,9 @@ class Scheduler:
         return None if arguments is None else self.start(arguments)
 
     def _known(self, verb: Verb, now: datetime) -> Known:
-        """What is known; raises where the store cannot be read, and for some time where the source cannot be asked."""
-        known = self.know()
+        """What is known; raises as `know`, for the source some time only."""
         since = self.waiting_since.setdefault(verb, now)
-        if verb == "backup" and known.unreachable is not None and now - since < SOURCE_PATIENCE:
-            raise known.unreachable
+        known = self.know(verb == "backup" and now - since < SOURCE_PATIENCE)
         del self.waiting_since[verb]
         return known
 

@@ -16,9 +16,10 @@ from itertools import pairwise
 from typing import Literal
 
 from backupd import estimate, retention, words
-from backupd.catalog import Broken, Listing, is_retired
+from backupd.catalog import Broken, Listing
 from backupd.errors import BackupdError
 from backupd.failure import Failure, is_current
+from backupd.freshness import is_retired
 from backupd.history import Gap, gaps
 from backupd.manifest import Backup, Filter, NoteKind
 from backupd.outline import Outline

@@ -66,6 +66,7 @@ def test_counts_are_recorded_in_place_of_earlier_ones(tmp_path: Path) -> None:
     record.write([second, first], document)
     record.write([record.Line("one", "a fault", "9", "1", "6", "1", "2026-11-27", "def")], document)
     text = document.read_text(encoding="utf-8")
-    assert "| one | a fault | 9 | 1 | 6 | 1 | 2026-11-27 | def |\n| two | another | 7 |" in text
-    assert "| 5 |" not in text
+    assert "| one | a fault | 9 | 1 | 6 | 1 | 2026-11-27 | def |\n" in text
+    assert "| two | another | 7 |" in text
+    assert "| one | a fault | 5 |" not in text
     assert text.partition(record.BEGIN)[0] == record.RELIABILITY.read_text(encoding="utf-8").partition(record.BEGIN)[0]

@@ -632,3 +632,21 @@ NOTHING_SET = dict.fromkeys((f"BACKUPD_SOURCE__{name}" for name in ("HOST", "POR
 
 def _libpq(server: PostgresServer) -> dict[str, str]:
     return {"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": server.user}
+
+
+# --- for schedulers
+
+
+def test_a_backup_that_began_since_is_as_good_as_a_new_one(
+    site: Callable[..., Site], postgres17: PostgresServer, shop_of: Callable[[PostgresServer], str]
+) -> None:
+    here, name = site(postgres17), shop_of(postgres17)
+    first = here.take(name)
+    began = first.manifest.started_at
+    filtered = {"BACKUPD_DUMP__INCLUDE": "shop.*"}
+
+    again = here.run("backup", name, "--unless-since", began.isoformat())
+    assert (again.code, here.listed()) == (0, [first.id])
+    assert "backup.taken_before" in [each["event"] for each in again.events]
+    assert here.run("backup", name, "--unless-since", began.isoformat(), **filtered).code == 0
+    assert len(here.listed()) == 2

@@ -17,7 +17,7 @@ from fix_store import StoreCase
 from made_backups import ARCHIVE, made_backup, made_manifest, made_note
 from structlog.testing import capture_logs
 
-from backupd.catalog import Catalog, Freshness, Listing, archive_key, check, manifest_key, new_id, note_key
+from backupd.catalog import Catalog, Listing, archive_key, manifest_key, new_id, note_key
 from backupd.errors import (
     AccessRefused,
     AlreadyExists,
@@ -27,6 +27,7 @@ from backupd.errors import (
     VerificationFailed,
     VersionMismatch,
 )
+from backupd.freshness import Freshness, check
 from backupd.manifest import FORMAT, Backup, Filter, Manifest, NoteKind, to_json
 from backupd.selector import Label, name_of
 from backupd.store import Entry, Store

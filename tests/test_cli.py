@@ -256,6 +256,13 @@ def test_a_wrong_duration_names_the_flag(run: Callable[..., Ran]) -> None:
     assert "--max-age should be a duration" in json.loads(err)["message"]
 
 
+def test_a_time_without_a_zone_is_none_to_compare_with(run: Callable[..., Ran]) -> None:
+    for text in ("yesterday", "2026-11-26", "2026-11-26T02:30:00", ""):
+        code, _, err = run("backup", "app", "--unless-since", text)
+        assert code == 2
+        assert "--unless-since should be a time with its zone" in err
+
+
 def test_restore_needs_one_of_as_and_into(found: Catalog, run: Callable[..., Ran]) -> None:
     put(found)
 

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,9 @@ def test_the_password_is_in_no_variable(compose: dict[str, Any]) -> None:
 # --- started
 
 
-def options(service: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a service says, as the engine's API has it; volumes are folders."""
-    mounts = {str(folder / name): {"bind": place} for name, place in (each.split(":") for each in service["volumes"])}
+def options(service: dict[str, Any], project: str, folder: Path) -> dict[str, Any]:
+    """What a service says, as the engine's API has it; volumes bear the project's name, secrets are in the folder."""
+    mounts = {f"{project}_{name}": {"bind": place} for name, place in (each.split(":") for each in service["volumes"])}
     secrets = {str(folder / name): {"bind": f"/run/secrets/{name}", "mode": "ro"} for name in service["secrets"]}
     return {
         "environment": {name: str(value) for name, value in service["environment"].items()},
@@ -84,7 +85,6 @@ def options(service: dict[str, Any], folder: Path) -> dict[str, Any]:
         "read_only": service.get("read_only", False),
         "cap_drop": service.get("cap_drop"),
         "security_opt": [each.removesuffix(":true") for each in service.get("security_opt", ())],
-        "detach": True,
     }
 
 
@@ -100,25 +100,27 @@ def fetch(port: int, path: str) -> str:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_takes_a_backup_at_once_and_shows_it(compose: dict[str, Any], image: Image, tmp_path: Path) -> None:
     """Both have one network, since a name like `postgres` needs an engine that has names."""
-    services = compose["services"]
-    for name in compose["volumes"]:
-        (tmp_path / name).mkdir()
-        (tmp_path / name).chmod(0o777)
+    services, project = compose["services"], f"test_{uuid.uuid4().hex[:8]}"
     (tmp_path / "postgres-password").write_text("a password")
     tmp_path.chmod(0o755)
-    server = options(services["postgres"], tmp_path)
+    server = options(services["postgres"], project, tmp_path)
     server["environment"]["POSTGRES_PASSWORD"] = "a password"  # a stand-in knows no file
     server["environment"].pop("POSTGRES_PASSWORD_FILE")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with contextlib.ExitStack() as stack:
+        for name in compose["volumes"]:
+            stack.callback(image.engine.volumes.create(f"{project}_{name}").remove, force=True)
         published = {"hostname": "postgres", "ports": {"8080/tcp": ("127.0.0.1", port)}}
-        run = image.engine.containers.run
-        postgres = run("docker.io/library/postgres:17", **server, **published)
+        made = image.engine.containers.create
+        postgres = made("docker.io/library/postgres:17", **server, **published)
         stack.callback(postgres.remove, force=True, v=True)
+        postgres.start()
         shared = {"network_mode": f"container:{postgres.id}"}
-        backupd = run(image.name, services["backupd"]["command"], **options(services["backupd"], tmp_path), **shared)
+        daemon = options(services["backupd"], project, tmp_path)
+        backupd = made(image.name, services["backupd"]["command"], **daemon, **shared)
         stack.callback(backupd.remove, force=True)
+        backupd.start()
         good = 'backupd_backups{database="app",server="postgres",state="good"} 1.0'
         wait_until(lambda: good in fetch(port, "/metrics"), "there is no backup", 90)
         page, ready = fetch(port, "/"), fetch(port, "/readyz")

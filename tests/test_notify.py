@@ -133,7 +133,9 @@ def test_a_failure_with_another_reason_is_told_at_once() -> None:
     found = notice.of_failure(now, before)
 
     assert found is not None
-    assert found.text == ("locked (18): it broke. Why. What to do. It is the 2th in a row, since 2026-11-01 22:00 UTC.")
+    assert found.text == (
+        "locked (18): it broke. Why. What to do. That is 2 times in a row, since 2026-11-01 22:00 UTC."
+    )
 
 
 def test_the_first_backup_and_the_first_after_failures_are_told_and_no_other() -> None:
@@ -210,13 +212,13 @@ def test_a_digest_says_how_every_database_fares_the_worst_first() -> None:
 
     title, body = digest(good, wrong)
 
-    assert title == "backupd prod: 1 of 2 databases need a look"
+    assert title == "backupd prod: of 2 databases 1 need a look"
     assert body.startswith("prod/crm: danger\n- all its backups are suspect. ")
     assert body.endswith(
         f"prod/app: safe\nnewest good backup {good.id}, 2 h 50 min old, 2 rows; 1 in all\n"
         f"Backup {good.id} was restored: identical."
     )
-    assert digest(good)[0] == "backupd prod: all 1 databases are safe"
+    assert digest(good)[0] == "backupd prod: every database is safe (1)"
     assert digest()[0] == "backupd prod: no database is known"
 
 
@@ -360,7 +362,7 @@ def test_a_digest_is_printed_and_sent(
 
     ((title, body),) = receiver.messages
     printed = capsys.readouterr().out
-    assert title == "backupd prod: 1 of 1 databases need a look"
+    assert title == "backupd prod: of 1 databases 1 need a look"
     assert "prod/e%1Bvil: danger" in printed
     assert "\x1b" not in printed + body
 

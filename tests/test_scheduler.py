@@ -49,15 +49,19 @@ class World:
         made.begin()
         return made
 
-    def know(self) -> Known:
+    def know(self, needs_source: bool) -> Known:
         if self.unreadable:
             raise StoreError("no route to the store")
+        if self.unreachable and needs_source:
+            raise DatabaseError("the database system is starting up")
         listing = Listing(tuple(self.backups), failures=tuple(self.failures))
-        if self.unreachable:
-            return Known(listing, None, self.filter, DatabaseError("the database system is starting up"))
-        return Known(listing, self.expected, self.filter)
+        return Known(listing, None if self.unreachable else self.expected, self.filter)
 
     def start(self, arguments: Sequence[str]) -> int:
+        if arguments[0] == "backup":
+            assert arguments[1:4] == ["--wait", "21600", "--unless-since"]
+            assert datetime.fromisoformat(arguments[4]) <= self.clock
+            arguments = ["backup", *arguments[5:]]
         self.runs.append((f"{self.clock:%d %H:%M}", " ".join(arguments)))
         begun, self.clock = self.clock, self.clock + timedelta(minutes=1)
         names = list(arguments[2:]) or [label.database for label in self.expected or (APP,)]

@@ -9,9 +9,11 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -520,6 +522,28 @@ def test_a_daemon_that_is_stopped_aborts_its_run_and_the_next_one_catches_it_up(
     running.send(signal.SIGTERM)
     assert running.end().code == 0
     assert len(here.listed()) == 1
+
+
+def sees_one(port: int) -> bool:
+    return 'state="good"} 1.0' in get(port, "/metrics").text
+
+
+@pytest.mark.slow
+def test_two_daemons_that_start_together_take_one_backup(
+    site: Callable[..., Site], postgres17: PostgresServer, database: DatabaseFactory
+) -> None:
+    here = site(postgres17, BACKUPD_SOURCE__DATABASES=database(postgres17), BACKUPD_SCHEDULE__CRON="@yearly")
+    both = [started(here) for _ in range(2)]
+    for _, port in both:
+        wait_until(partial(sees_one, port), "a daemon does not see the backup")
+    time.sleep(2)  # for a second one to begin
+    wait_until(lambda: not any("backupd backup" in text for text in here.children().values()), "a run goes on")
+    for running, _ in both:
+        running.send(signal.SIGTERM)
+        assert running.end().code == 0
+
+    assert len(here.listed()) == 1
+    assert here.failures() == []
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 import pytest
 from fix_store import StoreCase
@@ -18,8 +18,9 @@ from store_memory import MemoryStore
 from structlog.testing import capture_logs
 
 from backupd import anomaly, copy, drill, retention, verify
-from backupd.catalog import Catalog, Listing, archive_key, check, manifest_key, note_key
+from backupd.catalog import Catalog, Listing, archive_key, manifest_key, note_key
 from backupd.errors import AccessRefused, AlreadyExists, NotTrusted, StoreError, VerificationFailed
+from backupd.freshness import check
 from backupd.layout import SIGNATURE
 from backupd.manifest import Backup, Manifest, Note, NoteKind, to_json
 from backupd.progress import Progress
@@ -33,7 +34,7 @@ START = datetime(2026, 11, 1, 22, tzinfo=UTC)
 DAY = timedelta(days=1)
 KEYS = made_keys()
 READER = Keys(trusted=KEYS.trusted)
-KINDS: tuple[NoteKind, ...] = ("verified", "drilled", "pinned", "adopted", "retired", "confirmed")
+KINDS: tuple[NoteKind, ...] = get_args(NoteKind)
 
 
 @dataclass

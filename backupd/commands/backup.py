@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +39,10 @@ def backup(
             envvar="BACKUPD_BACKUP_WITH_ROLE_PASSWORDS",
         ),
     ] = False,
+    unless_since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Take none of a database that has one begun since, for schedulers."),
+    ] = None,
     json_: shared.Json = False,
 ) -> None:
     """Take a proven backup of each database, then apply the retention policy, if one is set.
@@ -48,7 +54,8 @@ def backup(
         if with_role_passwords and not run.here.settings.recipients():
             hint = "Set BACKUPD_ENCRYPTION__RECIPIENTS: what passwords are checked by never lies in a store in clear."
             raise UsageError("--with-role-passwords is given, and backups are not encrypted", hint=hint)
-        taken = _take_each(run, databases or run.here.databases_of_job(), wait, with_role_passwords)
+        chosen = _Chosen(databases or run.here.databases_of_job(), wait, with_role_passwords, _moment(unless_since))
+        taken = _take_each(run, chosen)
         for each in taken:
             _print_taken(each, json_)
             _prune_after(run, run.found, each, run.here.settings.retention.policy())
@@ -57,17 +64,38 @@ def backup(
         run.raise_failures()
 
 
-def _take_each(run: Run, names: list[str], wait: float, role_passwords: bool) -> list[Backup]:
+@dataclass(frozen=True)
+class _Chosen:
+    """What the flags say; see `backup.Job`."""
+
+    names: list[str]
+    wait_seconds: float
+    role_passwords: bool
+    unless_since: datetime | None
+
+
+def _moment(text: str | None) -> datetime | None:
+    """A time with its zone. Raises UsageError."""
+    try:
+        moment = None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        moment = datetime.min  # noqa: DTZ901  # which has no zone either
+    if moment is not None and moment.tzinfo is None:
+        raise UsageError("--unless-since should be a time with its zone, such as 2026-11-26T02:30:00Z")
+    return moment
+
+
+def _take_each(run: Run, chosen: _Chosen) -> list[Backup]:
     """The backups that were taken; what failed is in the run."""
     from backupd import backup as verb
     from backupd import dump
 
     here, taken = run.here, []
     settings_ = here.settings
-    with run.beginning(names), here.source("backup") as access, terminal.shown() as progress:
+    with run.beginning(chosen.names), here.source("backup") as access, terminal.shown() as progress:
         client = dump.choose_for_dump(here.clients(), access.major)
         _warn_of_client(client, access.major)
-        run.databases = here.databases(access, names)
+        run.databases = here.databases(access, chosen.names)
         for database, progress.place in zip(run.databases, _places(access, run.databases), strict=True):
             job = verb.Job(
                 server=settings_.server_label,
@@ -75,9 +103,10 @@ def _take_each(run: Run, names: list[str], wait: float, role_passwords: bool) ->
                 options=here.dump_options(),
                 scratch=settings_.scratch.directory,
                 scratch_limit_bytes=settings_.scratch.limit,
-                wait_seconds=wait,
+                wait_seconds=chosen.wait_seconds,
                 recipients=settings_.recipients(),
-                role_passwords=role_passwords,
+                role_passwords=chosen.role_passwords,
+                unless_since=chosen.unless_since,
             )
             with run.step(database, "backup") as made:
                 run.run_hook("before", database, {})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backupd import catalog, grants, log, notation, render, settings, terminal
+from backupd import catalog, freshness, grants, log, notation, render, settings, terminal
 from backupd.commands import shared, tell
 from backupd.commands.run import reported
 from backupd.errors import BackupdError, Stale, UsageError
@@ -116,7 +116,7 @@ def check(
 ) -> None:
     """One line and an exit code for any probe or monitor: 0 where every database is fresh, 19 where one is not."""
     here, allowed = shared.installation(), _duration(max_age, "--max-age")
-    found = catalog.check(here.catalog().backups(), here.expected(), allowed, shared.now(), here.filter())
+    found = freshness.check(here.catalog().backups(), here.expected(), allowed, shared.now(), here.filter())
     if json_:
         shared.print_json([asdict(each) for each in found])
     stale = [each for each in found if each.stale]

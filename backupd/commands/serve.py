@@ -116,15 +116,16 @@ def _planned(here: Installation) -> "list[scheduler.Planned]":
     return [scheduler.Planned(verb, chosen.schedule(cron)) for verb, cron in crons if cron is not None]
 
 
-def _know(here: Installation, found: catalog.Catalog) -> "scheduler.Known":
+def _know(here: Installation, found: catalog.Catalog, needs_source: bool) -> "scheduler.Known":
     from backupd import scheduler
 
-    listing = found.backups(here.settings.server_label)
+    expected = None
     try:
         expected = here.ask_expected() if here.names_databases else None
-    except BackupdError as exc:
-        return scheduler.Known(listing, None, here.filter(), exc)
-    return scheduler.Known(listing, expected, here.filter())
+    except BackupdError:
+        if needs_source:
+            raise
+    return scheduler.Known(found.backups(here.settings.server_label), expected, here.filter())
 
 
 class _Reader:

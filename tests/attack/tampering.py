@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from attack.outcome import Attack
 from made_archives import MEMBERS, STARTED_AT
@@ -36,7 +37,7 @@ ACTS_AT_MOST = 8
 KEYS = made_keys()
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 POLICY = Policy(last=1, daily=2, floor=1)
-KINDS: tuple[NoteKind, ...] = ("verified", "drilled", "pinned", "adopted", "retired", "confirmed")
+KINDS: tuple[NoteKind, ...] = get_args(NoteKind)
 
 
 @dataclass(frozen=True)
@@ -199,11 +200,11 @@ def _forge_backup(truth: Truth, store: MemoryStore, chance: random.Random) -> No
 
 def _forge_note(truth: Truth, store: MemoryStore, chance: random.Random) -> None:
     name, kind = chance.choice(sorted(truth.backups)), chance.choice(KINDS)
-    number = chance.choice((1, 2, 3, 4, 999_999_999))
+    number, ids = chance.choice((1, 2, 3, 4, 999_999_999)), [each.id for each in sorted(truth.backups)]
     facts: dict[str, str | int | float | bool | None] = {
         "system_identifier": "666",
         "level": "identical",
-        "seconds": 0.1,
+        "from": chance.choice(ids),
     }
     key, data = note_key(name, kind, number), to_json(Note(kind, number, NOW, chance.random() < 0.5, facts))
     signature = chance.choice((None, sign(made_secret(2), key, data), b"", b"no signature"))
