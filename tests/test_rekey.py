@@ -14,17 +14,19 @@ from fix_postgres import PostgresServer
 from fix_restore import NewName, contents
 from fix_tools import Site, wait_until
 from made_archives import ID, MEMBERS, BreakingStream, Made, WatchedStore, contract_of, make_archive
+from made_keys import made_keys
 
 from backupd import archive, rekey, retention
 from backupd.catalog import Catalog, archive_key
 from backupd.drill import next_undrilled
 from backupd.encryption import Identities
-from backupd.errors import AccessRefused, StoreError, UsageError, VerificationFailed
+from backupd.errors import AccessRefused, NotTrusted, StoreError, UsageError, VerificationFailed
 from backupd.manifest import Backup, Filter
 from backupd.progress import Progress
 from backupd.retention import Policy
 from backupd.selector import name_of, pick
-from backupd.verify import verify
+from backupd.signing import Keys
+from backupd.verify import sign, verify
 
 NOW = datetime(2026, 11, 26, 5, tzinfo=UTC)
 
@@ -160,6 +162,19 @@ def test_without_the_old_key_nothing_is_written(made: Made, key: Key, new_key: N
     with pytest.raises(UsageError, match="no identities are set"):
         rekeyed(made.catalog, new_key(), first.id)
     assert set(made.root.rglob("*.tar")) == files
+
+
+def test_a_rekeyed_backup_is_signed_and_one_that_nobody_signed_is_not_rekeyed(
+    tmp_path: Path, made: Made, key: Key
+) -> None:
+    signing = Catalog(made.store, made_keys(1))
+    with pytest.raises(NotTrusted):
+        rekeyed(signing, key)
+    verified = sign(signing, signing.find(ID), NOW, Progress())
+    new = rekeyed(signing, key, verified.id)
+    assert (new.untrusted, new.rekeyed_from) == (None, ID)
+    with pytest.raises(AccessRefused, match="is set, and BACKUPD_SIGNING__KEY_FILE is not"):
+        rekeyed(Catalog(made.store, Keys(trusted=made_keys(1).trusted)), key)
 
 
 # --- faults
