@@ -7,6 +7,7 @@ first and proves only that pg_dump holds its locks; `blobs*.toc` is opened again
 """
 
 import contextlib
+import functools
 import re
 import shutil
 import sys
@@ -14,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from backupd import process, scratch, signals, toc
+from backupd import log, process, scratch, signals, toc
 from backupd.errors import (
     AccessRefused,
     BackupdError,
@@ -27,8 +29,13 @@ from backupd.errors import (
     VersionMismatch,
 )
 
+if TYPE_CHECKING:
+    from inotify_simple import INotify
+
 SAFE_MINORS: Mapping[int, int] = {14: 25, 15: 20, 16: 16, 17: 12, 18: 7}
 """Minor versions of 2026-11-12, which fix known vulnerabilities of the clients (postgres.md 1); warned about only."""
+
+_log = log.get_logger()
 
 _LOOK_MILLISECONDS = 50
 _DYING_SECONDS = 5.0  # a leader notices at once that a worker died, and ends the others
@@ -269,16 +276,29 @@ _Closed = Callable[[int], Sequence[str]]
 def _watch(folder: Path) -> Iterator[_Closed]:
     """Yields what waits some milliseconds for names of files that were closed after writing.
 
-    An overflow of the kernel's queue loses names, which then come after the end with the rest.
+    An overflow of the kernel's queue loses names, which then come after the end with the rest; so do all where the
+    kernel refuses to watch, whose limits are shared by everything that a node runs.
     """
     if sys.platform != "linux":
         yield _see_nothing
         return
     from inotify_simple import INotify, flags
 
-    with INotify() as inotify:
-        inotify.add_watch(folder, flags.CLOSE_WRITE)
-        yield lambda milliseconds: [event.name for event in inotify.read(timeout=milliseconds) if event.name]
+    with contextlib.ExitStack() as stack:
+        try:
+            inotify = stack.enter_context(INotify())
+            inotify.add_watch(folder, flags.CLOSE_WRITE)
+        except OSError as exc:
+            action = "raise fs.inotify.max_user_instances and max_user_watches: scratch holds the whole dump until then"
+            _log.warning("inotify.refused", message=exc.strerror, action=action)
+            closed: _Closed = _see_nothing
+        else:
+            closed = functools.partial(_read_names, inotify)
+        yield closed
+
+
+def _read_names(inotify: "INotify", milliseconds: int) -> Sequence[str]:
+    return [event.name for event in inotify.read(timeout=milliseconds) if event.name]
 
 
 def _see_nothing(milliseconds: int) -> Sequence[str]:

@@ -446,3 +446,17 @@ def test_a_scratch_that_cannot_be_used_is_a_usage_error(
     ended = here.run("backup", shop_of(postgres17), BACKUPD_SCRATCH__DIRECTORY=str(tmp_path / "missing"))
     here.assert_failed(ended, 2, "usage")
     assert "BACKUPD_SCRATCH__DIRECTORY" in ended.error["hint"]
+
+
+@pytest.mark.parametrize("call", ["inotify_init1:error=EMFILE", "inotify_add_watch:error=ENOSPC"])
+def test_a_node_whose_watches_are_used_up_takes_backups_all_the_same(
+    call: str, postgres17: PostgresServer, site: MakeSite, shop_of: Shop
+) -> None:
+    here = site(postgres17)
+    name = call.partition(":")[0]
+    here.prefix = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={name}", "-e", f"inject={call}"]
+    ended = here.run("backup", shop_of(postgres17))
+    assert ended.code == 0, ended.stderr
+    (refused,) = [event for event in ended.events if event["event"] == "inotify.refused"]
+    assert "max_user_watches" in refused["action"]
+    assert len(here.listed()) == 1
