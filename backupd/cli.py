@@ -7,18 +7,19 @@ a directory imports neither psycopg nor boto3.
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from backupd import __version__, log, render, settings, signals
 from backupd.commands import backup, drill, keep, look, report, restore, serve, shared
-from backupd.errors import BackupdError, Interrupted
+from backupd.errors import BackupdError, Interrupted, UsageError
 
 app = typer.Typer(
     name="backupd",
@@ -49,16 +50,38 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no failure
     try:
-        app(list(arguments) or _command())
-    except SystemExit as exc:  # typer has printed what was wrong with the arguments
-        return exc.code if isinstance(exc.code, int) else 2
+        code = _run_app(list(arguments) or _command())
+        if _undelivered(sys.stdout):
+            raise UsageError("could not write the result to stdout", detail="The rest of the run went well.")
     except (BackupdError, Interrupted) as exc:
         if isinstance(exc, Interrupted):
             signals.ignore()
         _print_error(exc)
         _leave_message(exc)
-        return exc.exit_code
+        code = exc.exit_code
+    _undelivered(sys.stderr)
+    return code
+
+
+def _run_app(arguments: list[str]) -> int:
+    try:
+        app(arguments)
+    except SystemExit as exc:  # typer has printed what was wrong with the arguments
+        return exc.code if isinstance(exc.code, int) else 2
     return 0
+
+
+def _undelivered(stream: TextIO) -> bool:
+    """Whether what was printed is lost, as on a full disk; not where a reader, such as `head`, has had enough.
+
+    What is left of it then goes nowhere: at its end Python would try again, and put 120 in place of the exit code.
+    """
+    try:
+        stream.flush()
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return not isinstance(exc, BrokenPipeError)
+    return False
 
 
 def _command() -> list[str]:
@@ -76,7 +99,8 @@ def _print_error(exc: BackupdError | Interrupted) -> None:
         fields = {"message": error.message, "detail": error.detail, "hint": error.hint}
         _log.error("run.failed", exit_code=exc.exit_code, reason=exc.reason, **fields)
     else:
-        print(log.scrub(render.error(error), settings.secrets(loaded) if loaded else ()), file=sys.stderr)
+        with contextlib.suppress(OSError):  # the exit code is left
+            print(log.scrub(render.error(error), settings.secrets(loaded) if loaded else ()), file=sys.stderr)
 
 
 def _leave_message(exc: BackupdError | Interrupted) -> None:

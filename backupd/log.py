@@ -9,6 +9,7 @@ Not logging's own formatting, whose events are prose. rich stays unimported, whi
 tracebacks would show local variables.
 """
 
+import contextlib
 import logging
 import re
 import sys
@@ -70,10 +71,25 @@ def configure(
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Tolerant(stream))),
         cache_logger_on_first_use=False,
     )
     _adopt_libraries(shared, renderer, stream)
+
+
+class _Tolerant:
+    """The stream of the log; a line that it does not take, as on a full disk, is lost, and no run fails for it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def is_json(style: Literal["console", "json", "auto"], stream: TextIO) -> bool:

@@ -460,3 +460,32 @@ def test_a_node_whose_watches_are_used_up_takes_backups_all_the_same(
     (refused,) = [event for event in ended.events if event["event"] == "inotify.refused"]
     assert "max_user_watches" in refused["action"]
     assert len(here.listed()) == 1
+
+
+# --- output
+
+
+@pytest.mark.parametrize(("database", "code"), [("", 0), ("no_such_database", 2)])
+def test_a_full_disk_under_the_log_stops_no_backup_and_hides_no_exit_code(
+    database: str, code: int, postgres17: PostgresServer, site: MakeSite, shop_of: Shop
+) -> None:
+    here = site(postgres17)
+    argv = [sys.executable, "-m", "backupd", "backup", database or shop_of(postgres17)]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(argv, env=here.environment(), stdout=subprocess.DEVNULL, stderr=full, timeout=60)
+    assert ended.returncode == code
+    assert len(here.listed()) == (0 if code else 1)
+    here.assert_clean()
+
+
+def test_a_result_that_cannot_be_written_is_an_error_though_the_backup_is_listed(
+    postgres17: PostgresServer, site: MakeSite, shop_of: Shop
+) -> None:
+    here = site(postgres17)
+    argv = [sys.executable, "-m", "backupd", "backup", shop_of(postgres17)]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(argv, env=here.environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "could not write the result" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(here.listed()) == 1

@@ -1,5 +1,6 @@
 """log: no secret gets through, whatever carries it, and each event is one thing to read."""
 
+import contextlib
 import io
 import json
 import logging
@@ -258,3 +259,11 @@ def test_the_import_leaves_rich_out_and_still_importable() -> None:
     code = "import sys, backupd.log; print('rich' in sys.modules); import rich; print(rich.__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "rich"]
+
+
+def test_a_line_that_a_full_disk_does_not_take_is_no_error() -> None:
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115  # closing it raises
+    log.configure("info", "json", (), full)
+    log.get_logger().warning("told to nobody")
+    with contextlib.suppress(OSError):
+        full.close()
