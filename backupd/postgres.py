@@ -157,7 +157,8 @@ def reach(server: connection.Server, database: str, folder: Path, application: s
             yield _pinned(link, server, passfile, environment)
     finally:
         if passfile is not None:
-            passfile.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what was done is done; the folder goes too, now or by the next run
+                passfile.unlink()
 
 
 def _pinned(

@@ -166,6 +166,8 @@ def run(
     except subprocess.TimeoutExpired:
         message = f"{Path(argv[0]).name} did not end within {timeout_seconds:.0f} seconds"
         raise UsageError(message) from None
+    except OSError as exc:
+        raise UsageError(f"could not read what {Path(argv[0]).name} says", detail=f"{exc.strerror}.") from exc
     finally:
         if popen.returncode is None:  # and an interrupted communicate() cannot be called again
             with contextlib.suppress(ProcessLookupError):  # interrupted between the reaping and its being noted

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from backupd import catalog, render, retention, terminal
+from backupd import catalog, log, render, retention, terminal
 from backupd.commands import shared
 from backupd.errors import UsageError
 from backupd.manifest import Backup
@@ -13,12 +13,16 @@ from backupd.selector import name_of
 
 app = typer.Typer()
 
+_log = log.get_logger()
+
 
 @app.command()
 def prune(yes: shared.Yes = False, json_: shared.Json = False) -> None:
     """Show which of this server's backups the retention policy removes, and why; with --yes remove them."""
     loaded, found = shared.installation().settings, shared.installation().catalog()
     listing = found.backups(loaded.server_label)
+    for broken in listing.broken:
+        _log.warning("backup.broken", key=broken.key, message=broken.error.message, action="backupd list")
     plan = retention.plan(listing.backups, loaded.retention.policy(), shared.now())
     if not json_:
         print(render.plan(plan))
