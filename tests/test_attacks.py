@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 from attack import record, run
-from attack.outcome import Attack, Missed, carry_out
+from attack.outcome import Attack, Missed, Outcome, carry_out
 
 
 @pytest.mark.slow
@@ -69,4 +69,9 @@ def test_counts_are_recorded_in_place_of_earlier_ones(tmp_path: Path) -> None:
     assert "| one | a fault | 9 | 1 | 6 | 1 | 2026-11-27 | def |\n" in text
     assert "| two | another | 7 |" in text
     assert "| one | a fault | 5 |" not in text
+    record.write_figures([Outcome("to S3", True, "1 GB in 1 s")], document)
+    record.write_figures([Outcome("to S3", True, "1 GB in 2 s")], document)
+    assert f"{record.FIGURES_BEGIN}\n- to S3: 1 GB in 2 s.\n{record.FIGURES_END}" in document.read_text(
+        encoding="utf-8"
+    )
     assert text.partition(record.BEGIN)[0] == record.RELIABILITY.read_text(encoding="utf-8").partition(record.BEGIN)[0]

@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"  scripts/attack {name} --seed {options.seed} --only '{outcome.label}'")
         failed |= bool(bad) or not ended
         counts = str(len(ended)), str(len(bad)), str(options.seed), f"{seconds:.0f}"
+        if options.record and getattr(run.load(name), "TELLS_FIGURES", False):
+            record.write_figures(ended)
         lines.append(record.Line(name, run.title(run.load(name)), *counts, f"{datetime.now(UTC):%Y-%m-%d}", _commit()))
     if options.record:
         record.write(lines)

@@ -70,7 +70,12 @@ def campaign(seed: int, count: int, folder: Path) -> Iterator[Attack]:
 
 
 def _policy(chance: random.Random, zone: str) -> Policy:
-    hourly, daily, weekly, monthly, yearly = (chance.choice([0, 1, 3, 24]) for _ in range(5))
+    """One rule alone, whose buckets nothing else fills, or all of them at once."""
+    counts = [chance.choice([0, 1, 3, 24]) for _ in range(5)]
+    alone = chance.choice([None, *range(5)])
+    if alone is not None:
+        counts = [24 if number == alone else 0 for number in range(5)]
+    hourly, daily, weekly, monthly, yearly = counts
     return Policy(
         last=chance.randrange(1, 4),
         hourly=hourly,
@@ -78,7 +83,7 @@ def _policy(chance: random.Random, zone: str) -> Policy:
         weekly=weekly,
         monthly=monthly,
         yearly=yearly,
-        within=chance.choice([None, 2 * HOUR, 48 * HOUR]),
+        within=None if alone is not None else chance.choice([None, 2 * HOUR, 48 * HOUR]),
         floor=chance.randrange(1, 4),
         timezone=zone,
     )

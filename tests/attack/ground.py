@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+from attack.launcher import read_once
 from attack.traced import Launcher, launcher, wrapped_clients
 from fix_postgres import PostgresServer, running_server
 from fix_store import PART_BYTES, new_bucket, only_test_credentials, running_rclone
-from fix_tools import Site, s3_site
+from fix_tools import Site, s3_site, wait_until
 from psycopg import sql
 
 TINY, LARGER = "tiny", "larger"
@@ -67,6 +69,12 @@ class Ground:
             statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
             connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
 
+    def wait_until_gone(self) -> None:
+        """Until the server has seen that a killed run is gone: the next one would wait a second for its lock."""
+        query = "SELECT FROM pg_stat_activity WHERE application_name LIKE 'backupd%' OR application_name = 'pg_dump'"
+        with self.server.connect() as connection:
+            wait_until(lambda: not connection.execute(query).fetchall(), "the server keeps sessions of a killed run")
+
     def drop(self, prefix: str) -> None:
         """Drops every database whose name begins so."""
         with self.server.connect() as connection:
@@ -76,15 +84,20 @@ class Ground:
 
 
 @contextlib.contextmanager
-def ground(folder: Path) -> Iterator[Ground]:
-    """Starts everything, for which `folder` is used, and makes the two databases, one tiny, one of two parts in S3."""
+def ground(folder: Path, **options: str) -> Iterator[Ground]:
+    """Starts everything, for which `folder` is used, and makes the two databases, one tiny, one of two parts in S3.
+
+    `options` are the server's.
+    """
     (folder / "s3").mkdir()
     with (
+        pytest.MonkeyPatch.context() as patched,
         only_test_credentials(),
-        running_server(17) as server,
+        running_server(17, **options) as server,
         running_rclone(folder / "s3") as endpoint,
         launcher(folder / "launcher") as started,
     ):
+        patched.setattr("botocore.session.create_loader", read_once())
         clients = wrapped_clients(folder / "clients", server.bin_directory)
         made = Ground(server, endpoint, started, folder, clients)
         _create(made, TINY)

@@ -4,10 +4,13 @@ A run of a small backup is mostly imports, and a fault among those attacks Pytho
 nearly every system call that it makes is the program's own. Each request and each answer is a line; one run at a time.
 """
 
+import gc
 import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import botocore.loaders
@@ -20,7 +23,8 @@ from backupd.store import local, s3  # noqa: F401
 
 def serve() -> None:
     """Reads requests until there are no more: arguments, environment, files for output, and whether to wait first."""
-    _read_what_botocore_reads()
+    botocore.session.create_loader = read_once()
+    gc.freeze()  # else the first collection in each fork copies all of it
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
@@ -31,15 +35,21 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def _read_what_botocore_reads() -> None:
-    """Its descriptions of all services, 10,000 system calls in which ours would be lost."""
+def read_once() -> "Callable[..., botocore.loaders.Loader]":
+    """What gives botocore its descriptions of all services, 10,000 system calls in which ours would be lost."""
     loader = botocore.loaders.create_loader()
-    botocore.session.create_loader = lambda search_path_string=None: loader
-    botocore.session.get_session().create_client("s3", region_name="us-east-1")
+    for what in ("endpoints", "partitions", "sdk-default-configuration"):
+        loader.load_data(what)
+    loader.load_service_model("s3", "service-2")
+
+    def created(search_path_string: str | None = None) -> botocore.loaders.Loader:
+        return loader
+
+    return created
 
 
 def _run(request: dict[str, Any]) -> None:
-    """Becomes the command line; it leaves by SystemExit, as it always does."""
+    """Becomes the command line, and leaves as it does; but taking apart all that was imported would cost a second."""
     os.environ.clear()
     os.environ.update(request["environment"])
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -52,7 +62,13 @@ def _run(request: dict[str, Any]) -> None:
     sys.argv = ["backupd", *request["arguments"]]
     if request["stopped"]:
         os.kill(os.getpid(), signal.SIGSTOP)  # until somebody traces it
-    program.main()
+    try:
+        program.main()
+    except SystemExit as exc:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exc.code if isinstance(exc.code, int) else 1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A campaign is a module that defines `WHOLE` and `PART`, how many attacks make a whole run and the part that CI has
 time for, and `campaign(seed, count, folder)`, which yields at least that many, in an order that the seed decides.
-Those that it yields besides take the place of attacks whose fault did not happen.
+Those that it yields besides take the place of attacks whose fault did not happen. With `TELLS_FIGURES` what its
+attacks say is recorded, not only how many there were.
 """
 
 import importlib

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import pyrage
 from attack.ground import LARGER, STOCKED, TINY, Ground
 from attack.traced import BACKUPD, CLIENT
 from fix_tools import LABEL, Ended, Site
@@ -31,11 +32,18 @@ CODES = {0, *(kind.exit_code for kind in errors.BackupdError.__subclasses__()), 
 
 @dataclass(frozen=True)
 class State:
-    """An installation, and the ids that it listed before."""
+    """An installation, and the ids that it listed before, newest first: ids of one second are in no order."""
 
     ground: Ground
     site: Site
-    before: frozenset[str] = frozenset()
+    catalog: Catalog
+    before: Sequence[str] = ()
+
+    def listed(self) -> list[str]:
+        """The ids of what is listed; nothing listed may be broken."""
+        listing = self.catalog.backups()
+        assert listing.broken == (), f"listed, and broken: {listing.broken}"
+        return [each.id for each in listing.backups]
 
 
 @dataclass(frozen=True)
@@ -49,20 +57,23 @@ class Scene:
     share: int
     """How many of a hundred attacks are on it."""
     victims: Sequence[str] = (BACKUPD, CLIENT)
+    every: Sequence[str] = ()
+    """The calls of backupd that decide: a kill at every one of them is tried before any other."""
 
 
 def scenes() -> list[Scene]:
     """All of them."""
     backup, prune = ("backup", TINY), ("prune", "--yes")
     return [
-        Scene("backup to a directory", backup, _store(s3=False), _judge_store, 26),
-        Scene("backup to S3", backup, _store(s3=True), _judge_store, 20),
-        Scene("backup to S3 in parts", ("backup", LARGER), _store(s3=True), _judge_parts, 8),
-        Scene("prune in a directory", prune, _store(s3=False, keep=1), _judge_prune, 8, (BACKUPD,)),
-        Scene("prune in S3", prune, _store(s3=True, keep=1), _judge_prune, 8, (BACKUPD,)),
-        Scene("restore --replace from a directory", RESTORE, _live(s3=False), _judge_replace, 14),
-        Scene("restore --replace from S3", RESTORE, _live(s3=True), _judge_replace, 6),
-        Scene("undo", ("undo", LIVE), _swapped, _judge_undo, 10, (BACKUPD,)),
+        Scene("backup to a directory", backup, _store(s3=False), _judge_store, 22, every=("link", "fsync")),
+        Scene("backup to S3", backup, _store(s3=True), _judge_store, 15),
+        Scene("backup to S3 in parts", ("backup", LARGER), _store(s3=True), _judge_parts, 6),
+        Scene("prune in a directory", prune, _store(s3=False, keep=1), _judge_prune, 7, (BACKUPD,), ("unlink",)),
+        Scene("prune in S3", prune, _store(s3=True, keep=1), _judge_prune, 7, (BACKUPD,), ("sendto",)),
+        Scene("restore --replace from a directory", RESTORE, _live(s3=False), _judge_replace, 13),
+        Scene("restore --replace from S3", RESTORE, _live(s3=True), _judge_replace, 5),
+        Scene("rekey", ("rekey", f"{LABEL}/{TINY}@latest"), _keyed, _judge_rekey, 8, (BACKUPD,), ("link",)),
+        Scene("undo", ("undo", LIVE), _swapped, _judge_undo, 25, (BACKUPD,), ("sendto",)),
     ]
 
 
@@ -73,15 +84,15 @@ def _store(*, s3: bool, keep: int = STOCKED) -> Callable[[Ground], State]:
     def fresh(ground: Ground) -> State:
         site = ground.stocked(s3=s3)
         site.settings |= {"BACKUPD_RETENTION__KEEP_LAST": str(keep), "BACKUPD_RETENTION__FLOOR": str(keep)}
-        return State(ground, site, frozenset(site.listed()))
+        catalog = site.catalog
+        return State(ground, site, catalog, [each.id for each in catalog.backups().backups])
 
     return fresh
 
 
 def _judge_store(state: State, ended: Ended) -> str:
     new = _judge_new(state, ended)
-    newest = sorted({*state.before, *new})[-STOCKED:]
-    return _judge_backup(state, ended, TINY, newest)
+    return _judge_backup(state, ended, TINY, [*new, *state.before][:STOCKED])
 
 
 def _judge_parts(state: State, ended: Ended) -> str:
@@ -90,66 +101,93 @@ def _judge_parts(state: State, ended: Ended) -> str:
 
 
 def _judge_new(state: State, ended: Ended) -> list[str]:
-    new = [each.id for each in _listed(state.site) if each.id not in state.before]
+    new = [each.id for each in _listed(state) if each.id not in state.before]
     assert len(new) <= 1
     assert new or ended.code, "the run ended well, and no backup is listed"
     return new
 
 
 def _judge_backup(state: State, ended: Ended, database: str, promised: Sequence[str]) -> str:
-    listed = state.site.listed()
+    listed = state.listed()
     lost = {*promised} - {*listed}
     assert not lost, f"lost {sorted(lost)}"
     _judge_next_backup(state, database)
-    return f"{_told(ended)}, {len({*listed} - state.before)} new of {len(listed)}"
+    return f"{_told(ended)}, {len({*listed} - {*state.before})} new of {len(listed)}"
 
 
 def _judge_prune(state: State, ended: Ended) -> str:
-    site, newest = state.site, max(state.before)
-    listed = [each.id for each in _listed(site)]
+    newest = state.before[0]
+    listed = [each.id for each in _listed(state)]
     assert newest in listed, "the newest backup was removed"
-    assert len(listed) == 1 or ended.code, "the run ended well, and more is there than the policy keeps"
-    again = state.ground.launcher.run(site, "prune", "--yes").ended
+    said = ended.code or "backup.broken" in ended.stderr  # what cannot be read stays, and is named
+    assert len(listed) == 1 or said, "the run ended well, and more is there than the policy keeps"
+    again = state.ground.launcher.run(state.site, "prune", "--yes").ended
     assert again.code == 0, again.stderr
-    assert site.listed() == [newest]
+    left = state.listed()
+    assert left == [newest], f"prune left {left}, the newest is {newest}"
     _judge_next_backup(state, TINY)
     return f"{_told(ended)}, {len(state.before) - len(listed)} of {len(state.before) - 1} removed"
 
 
+def _keyed(ground: Ground) -> State:
+    """Backups in clear, and an installation that encrypts."""
+    site = ground.stocked()
+    identity = pyrage.x25519.Identity.generate()
+    (site.folder / "identity").write_text(f"{identity}\n")
+    site.settings["BACKUPD_ENCRYPTION__RECIPIENTS"] = str(identity.to_public())
+    site.settings["BACKUPD_ENCRYPTION__IDENTITIES_FILE"] = str(site.folder / "identity")
+    catalog = site.catalog
+    return State(ground, site, catalog, [each.id for each in catalog.backups().backups])
+
+
+def _judge_rekey(state: State, ended: Ended) -> str:
+    new = _judge_new(state, ended)
+    again = state.ground.launcher.run(state.site, "rekey", f"{LABEL}/{TINY}@{state.before[0]}").ended
+    assert again.code == 0, again.stderr
+    listed = _listed(state)
+    assert {each.id for each in listed} > {*state.before}, "lost what was listed before"
+    made = [each for each in listed if each.rekeyed_from == state.before[0]]
+    assert len(made) == 1 == len(listed) - len(state.before), f"rekeyed as {[each.id for each in made]}"
+    state.catalog.sweep(LABEL, TINY, datetime.now(UTC) + timedelta(days=1))
+    assert state.catalog.backups().orphans == ()
+    _assert_clean(state.site)
+    return f"{_told(ended)}, {len(new)} new of {len(listed)}"
+
+
 def _judge_next_backup(state: State, database: str) -> None:
     """The next run succeeds, and sweeps what the last one left; files without an owner only once they are old."""
-    site = state.site
-    again = state.ground.launcher.run(site, "backup", database, "--wait", "20").ended
+    state.ground.wait_until_gone()
+    again = state.ground.launcher.run(state.site, "backup", database, "--wait", "20").ended
     assert again.code == 0, again.stderr
-    assert site.orphans() == [], "the next run swept no orphans"
-    assert site.listed(), "nothing is listed"
+    assert state.listed(), "nothing is listed"
+    assert state.catalog.backups().orphans == (), "the next run swept no orphans"
     later = datetime.now(UTC) + timedelta(days=1)
-    site.catalog.sweep(LABEL, database, later)
-    _assert_clean(site)
-    assert list(site.catalog.store.sweep("", later)) == [], "something unfinished is no database's"
+    state.catalog.sweep(LABEL, database, later)
+    _assert_clean(state.site)
+    assert list(state.catalog.store.sweep("", later)) == [], "something unfinished is no database's"
 
 
-def _listed(site: Site) -> Sequence[Backup]:
+def _listed(state: State) -> Sequence[Backup]:
     """What is listed; each is read back to its last byte."""
-    catalog = site.catalog
-    listing = catalog.backups()
+    listing = state.catalog.backups()
     assert listing.broken == (), f"listed, and broken: {listing.broken}"
     for backup in listing.backups:
-        _read_back(catalog, backup)
+        read_back(state.catalog, backup)
     return listing.backups
 
 
 def _assert_clean(site: Site) -> None:
-    """As Site's, but for empty files in TMPDIR, by which Python tries it: those outlive a kill at that moment."""
+    """As Site's, but for the file by which Python tries TMPDIR: it outlives a kill at that moment, and is its own."""
     for path in site.temporary.iterdir():
-        if path.is_file() and not path.stat().st_size:
+        if path.is_file() and path.read_bytes() in (b"", b"blat"):
             path.unlink()
     left = sorted(str(path) for folder in (site.scratch, site.temporary) for path in folder.rglob("*"))
     assert left == [], f"left by a killed run: {left}"
     site.assert_clean()
 
 
-def _read_back(catalog: Catalog, backup: Backup) -> None:
+def read_back(catalog: Catalog, backup: Backup) -> None:
+    """Raises where not every byte of it is as it was promised."""
     verify._read(catalog.archive(backup), Progress())  # as `verify`, but writes no note
 
 
@@ -162,7 +200,7 @@ def _live(*, s3: bool) -> Callable[[Ground], State]:
         _make_other(ground)
         ground.drop(LIVE)
         ground.make(LIVE, OTHER)
-        return State(ground, site)
+        return State(ground, site, site.catalog)
 
     return fresh
 
@@ -177,7 +215,8 @@ def _swapped(ground: Ground) -> State:
     mark = Mark("kept", "20260101T000000Z-00000000", LIVE, "20260101000000").text()
     with ground.server.connect() as connection:
         connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(kept), mark))
-    return State(ground, ground.site())
+    site = ground.site()
+    return State(ground, site, site.catalog)
 
 
 def _make_other(ground: Ground) -> None:

@@ -69,8 +69,8 @@ class Launcher:
         self._folder = folder
         self._requests, self._answers = requests, answers
 
-    def run(self, site: Site, *arguments: str, tracing: Tracing | None = None) -> Traced:
-        """One run to its end and to that of all its children, with a fault in it or without."""
+    def run(self, site: Site, *arguments: str, tracing: Tracing | None = None, alone: bool = True) -> Traced:
+        """One run to its end, with a fault in it or without, and to that of its children, if it is the site's only."""
         log = self._folder / "strace"
         log.write_text("")
         settings = {"ATTACK_STRACE": _words(tracing, log)} if tracing and tracing.victim == CLIENT else {}
@@ -79,7 +79,8 @@ class Launcher:
         pid = self._ask(site.environment(**settings), arguments, stopped=by_us)
         with self._answered(pid) as answer, _attached(pid, tracing, log) if tracing and by_us else nothing:
             code = answer()
-        wait_until(lambda: not site.children(), "children are left", 20)
+        if alone:
+            wait_until(lambda: not site.children(), "children are left", 20)
         ended = Ended(code, *((self._folder / name).read_text() for name in ("stdout", "stderr")))
         site.assert_no_secret(ended.stdout + ended.stderr)
         return Traced(ended, log.read_text(errors="replace"))
