@@ -194,7 +194,7 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
             try:
                 watch = _watch(run, folder, running, release)
                 files = running.files(watch, release)
-                toc_bytes = _first(files).read_bytes()
+                toc_bytes = _read(_first(files))
                 table_of_contents = toc.read_toc(toc_bytes)
                 rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
                 if not rewritten:
@@ -240,6 +240,11 @@ def _first(files: Iterator[Path]) -> Path:
     return path
 
 
+def _read(path: Path) -> bytes:
+    with scratch.errors(path):
+        return path.read_bytes()
+
+
 def _rewritten(run: _Run, session: postgres.Session, dumped: Collection[int]) -> list[str]:
     """The dumped tables whose file is not the snapshot's any more, now that pg_dump holds its locks."""
     oids = facts.rewritten(facts.filenodes(session), facts.filenodes(run.lock.session), dumped)
@@ -279,12 +284,13 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
             if decode.is_data(path.name):
                 decoded[path.name] = _add(writer, path, run.progress, stream.watch)
             elif decode.is_object_list(path.name):
-                data = path.read_bytes()
+                data = _read(path)
                 objects |= toc.read_blobs_toc(data)
                 writer.add(path.name, data)
             else:
                 raise VerificationFailed(f"pg_dump wrote {path.name!r}, which is no member of a dump")
-            path.unlink()
+            with scratch.errors(path):
+                path.unlink()
         writer.add(toc.NAME, stream.toc_bytes)
         promised = contract.build(stream.toc, stream.facts, decoded, _exemptions(run))
         contract.require_lists(promised, objects.values())
