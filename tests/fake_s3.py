@@ -56,6 +56,8 @@ class Quirks:
     """How many keys a list has at most."""
     list_lag: int = 0
     """After how many more requests a list tells of a change (Swift; AWS until 2020)."""
+    out_of_step: bool = False
+    """Whether every request gets what an earlier one asked for, a range of some object (proxies that answer twice)."""
     skew: timedelta = timedelta()
     """How far its clock is ahead of ours."""
 
@@ -278,6 +280,8 @@ def _each(one_or_many: str | Sequence[str]) -> Sequence[str]:
 
 
 def _answer(fake: Fake, request: _Request) -> _Answer:
+    if fake.quirks.out_of_step:
+        return _Answer(206, b"bytes of another answer", {"Content-Range": "bytes 0-22/99"})
     if request.bucket == "":
         return _xml("ListAllMyBucketsResult", f"<Buckets><Bucket>{_tags(Name=fake.bucket)}</Bucket></Buckets>")
     if request.bucket != fake.bucket:

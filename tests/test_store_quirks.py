@@ -174,6 +174,16 @@ def test_a_range_that_is_answered_with_the_whole_object_is_an_error_and_never_ot
     assert get(store, "db/x") == b"0123456789"
 
 
+def test_an_answer_that_is_not_to_what_was_asked_is_an_error_that_does_not_repeat_it(fake_s3: MakeFake) -> None:
+    _, server = fake_s3(quirks=Quirks(out_of_step=True))
+    store = server.store()
+    for act in (store.list, lambda: put(store, "db/x", b"x"), lambda: store.sweep("", datetime.now(UTC))):
+        with pytest.raises(StoreError, match="could not") as raised:
+            act()
+        assert "no service that speaks S3" in f"{raised.value.detail}"
+        assert "bytes of another" not in str(raised.value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_backup_list_restore_and_prune_pass_with_that_quirk(

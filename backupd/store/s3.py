@@ -30,6 +30,7 @@ import boto3
 from botocore import exceptions
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from backupd import threads
@@ -471,5 +472,8 @@ def _errors(action: str) -> Iterator[None]:
         raise answers.error(*_answer(exc), f"could not {action}") from exc
     except _NO_CREDENTIALS as exc:
         raise AccessRefused(f"could not {action}", detail=answers.sentence(exc), hint=_CREDENTIALS) from exc
+    except ResponseParserError as exc:  # whose text is the whole answer
+        detail = "What answered is no service that speaks S3, or a proxy before it."
+        raise StoreError(f"could not {action}", detail=detail, hint=_UNREACHABLE) from exc
     except (BotoCoreError, HTTPError, OSError) as exc:
         raise StoreError(f"could not {action}", detail=answers.sentence(exc), hint=_UNREACHABLE) from exc
