@@ -8,7 +8,15 @@ import structlog
 
 from backupd import throwaway
 
-pytest_plugins = ["fix_postgres", "fix_store", "fix_tools", "fix_restore", "fix_cluster", "fix_encryption"]
+pytest_plugins = [
+    "fix_postgres",
+    "fix_store",
+    "fix_tools",
+    "fix_restore",
+    "fix_cluster",
+    "fix_encryption",
+    "fix_receiver",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

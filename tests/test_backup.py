@@ -230,7 +230,7 @@ def test_a_filtered_backup_is_listed_as_such_and_is_never_latest(
     assert ended.code == 0, ended.stderr
     filtered = json.loads(ended.stdout)
     assert set(here.listed()) == {whole.id, filtered["id"]}
-    assert filtered["filter"] == {"include": ["shop.customers", "shop.orders_*"], "exclude": []}
+    assert filtered["filter"] == {"include": ["shop.customers", "shop.orders_*"], "exclude": [], "sha256": None}
     rows = [line for line in here.run("list").stdout.splitlines() if filtered["id"] in line]
     assert len(rows) == 1
     assert "filtered" in rows[0]

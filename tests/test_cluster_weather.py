@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyrage
 import pytest
 from fix_cluster import (
     CHART,
@@ -35,6 +36,7 @@ from fix_cluster import (
     stateful_set,
 )
 from fix_tools import wait_until
+from made_keys import key_texts
 
 pytestmark = pytest.mark.cluster
 
@@ -335,6 +337,50 @@ def test_dumps_come_from_a_standby_and_restores_go_to_the_primary(cluster: Clust
 
 
 HBA = "echo 'host replication all all scram-sha-256' >>/pg/data/pg_hba.conf"
+
+
+# --- keys, and the page
+
+
+def test_a_sealed_backup_is_restored_by_who_has_the_key_alone_and_the_page_shows_it(
+    cluster: Cluster, bucket: Object
+) -> None:
+    """Encrypted and signed: the pod that backs up can read nothing of it, and the page trusts what is signed."""
+    identity = pyrage.x25519.Identity.generate()
+    signing_key, public_key = key_texts()
+    keys = {"identities": str(identity)}, {"backupd.key": signing_key}
+    cluster.apply(*(secret(name, data) for name, data in zip(("identities", "signer"), keys, strict=True)))
+    given = values(
+        store=bucket,
+        encryption={"recipients": [str(identity.to_public())], "existingSecret": "identities"},
+        signing={"publicKeys": [public_key], "existingSecret": "signer"},
+        status={"enabled": True},
+        toolbox={"replicas": 1},
+    )
+    given["source"]["databases"] = ["app"]
+    cluster.install("sealed", given)
+    code, message, log = cluster.run("sealed-backup", "sealed-backupd")
+    assert code == 0, message + log
+    assert "IDENTITIES" not in json.dumps(cluster.pods_of("sealed-backup")[0]["spec"])
+    parameters = ("BACKUPD_RESTORE_BACKUP=sealed/app@latest", "BACKUPD_RESTORE_AS=unsealed")
+    code, message, log = cluster.run("unseal", "sealed-backupd-restore", *parameters)
+    assert code == 0, message + log
+    assert cluster.sql("SELECT count(*) FROM items", "unsealed") == str(ROWS)
+
+    cluster.kubectl("rollout", "status", "deployment/sealed-backupd-status", "--timeout=120s")
+    url = "http://sealed-backupd-status:8080"
+    ask = f"import sys, urllib.request as u; print(u.urlopen('{url}' + sys.argv[1]).read().decode())"
+    cluster.kubectl("rollout", "status", "deployment/sealed-backupd-toolbox", "--timeout=120s")
+
+    def answer(path: str) -> str:
+        toolbox = ("exec", "deploy/sealed-backupd-toolbox", "--", "/opt/backupd/bin/python", "-c", ask, path)
+        return cluster.kubectl(*toolbox, check=False)
+
+    cluster.until(lambda: "sealed" in answer("/"), "the page does not show the database", 90)
+    everything = json.loads(answer("/api/v1/backups.json"))["backups"]
+    (shown,) = [each for each in everything if each["source"]["server"] == "sealed"]
+    assert not shown["suspect"]
+    assert 'server="sealed"' in answer("/metrics")
 
 
 # --- an application that starts a backup

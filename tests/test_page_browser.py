@@ -14,7 +14,7 @@ import made_fleet
 import pytest
 from fix_tools import wait_until
 from made_fleet import EXPECTED, HOSTILE, NOW
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect, sync_playwright
 
 from backupd.report import report
 from backupd.selector import Label, name_of
@@ -182,7 +182,7 @@ def test_a_copy_button_copies_the_command(browser: Browser, served: dict[str, st
         command = page.locator(".command").first
         command.get_by_role("button").click()
 
-        assert command.get_by_text("Copied").is_visible()
+        expect(command.get_by_text("Copied")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == command.locator("code").inner_text()
         assert " restore " in command.locator("code").inner_text()
 

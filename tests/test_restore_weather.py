@@ -6,6 +6,7 @@ After each failure the test looks at the target (the half-made database is gone,
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -92,7 +93,7 @@ CHANGES = {
     "rows without columns": ("TRUNCATE shop.nothing", "shop.nothing: 3 promised, 0 found"),
     "an empty table is gone": ("DROP TABLE shop.nobody_bought", "shop.nobody_bought: 0 promised, none found"),
     "a leaf under its root": (
-        "DELETE FROM shop.events_0 WHERE ctid = (SELECT min(ctid) FROM shop.events_0)",
+        "DELETE FROM shop.events WHERE (tableoid, ctid) IN (SELECT tableoid, ctid FROM shop.events LIMIT 1)",
         "shop.events: 100 promised, 99 found",
     ),
     "a leaf": ("TRUNCATE shop.orders_2025", "shop.orders_2025: 208 promised, 0 found"),
@@ -752,7 +753,8 @@ def test_what_kill_9_leaves_is_closed_and_the_next_restore_says_what_it_is_and_h
     with pytest.raises(TargetRefused) as raised:  # while it is still being filled
         restore_to(here, backup, name)
     assert "or one is still filling it" in raised.value.message
-    assert "Sessions in it now: 1." in str(raised.value.detail)
+    # pg_restore's, and at times the one that looks how far it is
+    assert re.search(r"Sessions in it now: [12]\.", str(raised.value.detail))
     run.send(signal.SIGKILL)
     run.end()
 

@@ -3,7 +3,7 @@
 The secrets are taken from the settings themselves, so that a new one is looked for from its first day; one whose value
 needs a form of its own needs a line in `FORMS`. While backupd runs, every process of the run is looked at again and
 again: its command line, and of its children the environment. Afterwards: output and log in both formats, every object
-of the store, what is left in scratch and temporary folder, and core files.
+of the store, what is left in scratch and temporary folder, core files; pages, metrics and messages to people.
 """
 
 import contextlib
@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyrage
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
+from fix_receiver import Receiver
 from fix_tools import LABEL, Site, locked_table, wait_until
 from psycopg import sql
+from test_serve import get, started
 
 from backupd import settings
 from backupd.sections import SECTIONS
@@ -72,8 +75,8 @@ class Watched:
             numbers = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
             for number in sorted(each for each in numbers if each >= backupd):
                 with contextlib.suppress(OSError):
+                    command = Path(f"/proc/{number}/cmdline").read_bytes()  # first, or it may become another between
                     environment = Path(f"/proc/{number}/environ").read_bytes()
-                    command = Path(f"/proc/{number}/cmdline").read_bytes()
                     own = command if number == backupd else own
                     if mark in environment:
                         self.seen.add(command.decode("utf-8", "replace"))
@@ -114,6 +117,7 @@ def watched(site: MakeSite, postgres17: PostgresServer, database: DatabaseFactor
     here.secrets.extend(canaries.values())
     yield Watched(here, canaries)
     with postgres17.connect() as connection:
+        connection.execute("DROP DATABASE IF EXISTS canaries")
         connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
@@ -152,7 +156,14 @@ class Situation:
     arguments: Sequence[str]
     code: int
     settings: dict[str, str] = field(default_factory=dict)
+    sealed: bool = False
 
+
+SHARED = {"BACKUPD_DRILL__PASSWORD": "BACKUPD_SOURCE__PASSWORD"}
+"""A secret that must be the right one for a drill."""
+
+HOOKS = {f"BACKUPD_HOOK__{name}": '["sh", "-c", "env; echo $0 >&2; exit 1", "hook"]' for name in ("AFTER", "FAILURE")}
+"""Hooks that say all that they are given, and fail."""
 
 SAID = 'env >&2; cat "$PGPASSFILE" >&2; tr "\\\\0" " " < /proc/$PPID/environ >&2; exit 1'
 """A client that says all that it can find."""
@@ -173,21 +184,68 @@ SITUATIONS = {
     "a restore into what exists": Situation(["restore", "latest", "--as=postgres"], 15),
     "a drill with a wrong password": Situation(["drill"], 12),
     "a copy to nowhere": Situation(["copy", "latest", "file:///nonexistent"], 10),
+    "a restore": Situation(["restore", "latest", "--as=canaries"], 0),
+    "a drill where it may not be": Situation(["drill"], 15, SHARED),
+    "a verify": Situation(["verify", "all"], 0),
+    "a prune": Situation(["prune", "--yes"], 0, {"BACKUPD_RETENTION__KEEP_LAST": "1"}),
+    "a report": Situation(["report"], 0),
+    "hooks": Situation(["backup"], 0, HOOKS),
+    "a failure with hooks": Situation(["backup"], 10, {**HOOKS, "BACKUPD_STORE__URL": "file:///nonexistent"}),
+    "an encrypted restore": Situation(["restore", "latest", "--as=canaries", "--create-roles"], 0, sealed=True),
+    "an encrypted backup with a wrong key": Situation(
+        ["verify", "all"], 12, {"BACKUPD_ENCRYPTION__IDENTITIES_FILE": "{another}"}, sealed=True
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_a_secret_is_nowhere_but_where_it_was_put(name: str, watched: Watched) -> None:
+def test_a_secret_is_nowhere_but_where_it_was_put(name: str, watched: Watched, tmp_path: Path) -> None:
     here, situation = watched.site, SITUATIONS[name]
     here.settings["BACKUPD_LOG__FORMAT"] = ("json", "console")[list(SITUATIONS).index(name) % 2]
     here.secrets += [value for value in situation.settings.values() if "canary" in value]
     here.secrets += [line for secret in here.secrets for line in secret.splitlines()]
+    changed = {name: watched.canaries.get(value, value) for name, value in situation.settings.items()}
+    if situation.sealed:
+        _seal(watched, tmp_path)
+        changed = {name: value.format(another=tmp_path / "another") for name, value in changed.items()}
     if situation.arguments[0] not in ("backup", "list"):
         assert watched.run("backup") == 0
-    code = watched.run(*situation.arguments, **situation.settings)
+    code = watched.run(*situation.arguments, **changed)
     assert code == situation.code or (situation.arguments == ["doctor"] and code in (0, 12, 15, 18))
     assert watched.seen
+    watched.assert_nowhere()
+
+
+def _seal(watched: Watched, folder: Path) -> None:
+    """Has backups encrypted, with the key and another one in that folder; both are secrets too."""
+    right, wrong = (pyrage.x25519.Identity.generate() for _ in range(2))
+    for name, identity in (("identities", right), ("another", wrong)):
+        (folder / name).write_text(f"{identity}\n")
+        watched.site.secrets.append(str(identity))
+    watched.site.settings["BACKUPD_ENCRYPTION__RECIPIENTS"] = str(right.to_public())
+    watched.site.settings["BACKUPD_ENCRYPTION__IDENTITIES_FILE"] = str(folder / "identities")
+
+
+@pytest.mark.slow
+def test_whoever_is_told_or_asks_learns_no_secret(watched: Watched, receiver: Receiver, tmp_path: Path) -> None:
+    here = watched.site
+    here.settings["BACKUPD_NOTIFY__URLS"] = f"json://127.0.0.1:{receiver.port}/hook"
+    here.settings["BACKUPD_NOTIFY__PING_URL"] = f"http://127.0.0.1:{receiver.port}/ping"
+    here.settings["BACKUPD_METRICS__TEXTFILE"] = str(here.folder / "backupd.prom")
+    assert watched.run("backup", BACKUPD_SOURCE__PASSWORD="canary that is wrong") == 12
+    assert watched.run("backup") == 0
+    daemon, port = started(here)
+    name = here.listed()[0]
+    paths = ("/", "/metrics", "/api/v1/backups.json", f"/databases/{LABEL}", f"/nothing/{name}")
+    pages = [get(port, path).text for path in paths]
+    daemon.send(signal.SIGTERM)
+
+    assert daemon.end().code == 0
+    assert len(receiver.messages) >= 2
+    assert (here.folder / "backupd.prom").read_text()
+    for text in (*pages, *map(str, receiver.received)):
+        here.assert_no_secret(text)
     watched.assert_nowhere()
 
 

@@ -160,7 +160,7 @@ def test_work_that_nobody_waits_for_is_told_so_and_ends() -> None:
 @pytest.fixture
 def no_threads() -> Iterator[None]:
     """A system that gives no thread: none has room for such a stack."""
-    threading.stack_size(1 << 46)
+    threading.stack_size(1 << 48)
     yield
     threading.stack_size(0)
 
