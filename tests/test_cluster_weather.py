@@ -354,7 +354,7 @@ def test_a_sealed_backup_is_restored_by_who_has_the_key_alone_and_the_page_shows
         store=bucket,
         encryption={"recipients": [str(identity.to_public())], "existingSecret": "identities"},
         signing={"publicKeys": [public_key], "existingSecret": "signer"},
-        status={"enabled": True},
+        status={"enabled": True, "refresh": "10s"},
         toolbox={"replicas": 1},
     )
     given["source"]["databases"] = ["app"]
@@ -376,10 +376,14 @@ def test_a_sealed_backup_is_restored_by_who_has_the_key_alone_and_the_page_shows
         toolbox = ("exec", "deploy/sealed-backupd-toolbox", "--", "/opt/backupd/bin/python", "-c", ask, path)
         return cluster.kubectl(*toolbox, check=False)
 
-    cluster.until(lambda: "sealed" in answer("/"), "the page does not show the database", 90)
-    everything = json.loads(answer("/api/v1/backups.json"))["backups"]
-    (shown,) = [each for each in everything if each["source"]["server"] == "sealed"]
-    assert not shown["suspect"]
+    def shown() -> list[Object]:
+        said = answer("/api/v1/backups.json")
+        everything = json.loads(said)["backups"] if said.startswith("{") else []
+        return [each for each in everything if each["source"]["server"] == "sealed"]
+
+    (backup,) = cluster.until(shown, "the page does not show the backup", 90)
+    assert not backup["suspect"]
+    assert "sealed" in answer("/")
     assert 'server="sealed"' in answer("/metrics")
 
 
