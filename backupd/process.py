@@ -170,12 +170,7 @@ def run(
         raise UsageError(f"could not read what {Path(argv[0]).name} says", detail=f"{exc.strerror}.") from exc
     finally:
         if popen.returncode is None:  # and an interrupted communicate() cannot be called again
-            with contextlib.suppress(ProcessLookupError):  # interrupted between the reaping and its being noted
-                os.killpg(popen.pid, signal.SIGKILL)
-            popen.wait()
-            for pipe in filter(None, (popen.stdout, popen.stderr)):
-                pipe.close()
-            _reap_group(popen.pid)
+            _abandon(popen)
     return Finished(popen.returncode, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
 
 
@@ -222,6 +217,16 @@ def _begin(parent: int, nice: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died between fork and prctl
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _abandon(popen: subprocess.Popen[bytes]) -> None:
+    """Ends a child without a method of Popen's that waits: interrupted in one, it may have kept its lock for ever."""
+    with contextlib.suppress(ProcessLookupError):  # interrupted between the reaping and its being noted
+        os.killpg(popen.pid, signal.SIGKILL)
+    _reap_group(popen.pid)
+    popen.returncode = -signal.SIGKILL
+    for pipe in filter(None, (popen.stdout, popen.stderr)):
+        pipe.close()
 
 
 def _status(ended: "os.waitid_result") -> int:

@@ -77,7 +77,7 @@ for at in range(first, last, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("work", "instants"), [("use_a_pool", (1, 5, 1600)), ("run_a_child", (700, 2, 1200))])
+@pytest.mark.parametrize(("work", "instants"), [("use_a_pool", (1, 5, 1600)), ("run_a_child", (600, 1, 1300))])
 def test_what_is_interrupted_at_any_line_ends_and_says_so(work: str, instants: tuple[int, int, int]) -> None:
     """Line by line through our code and the standard library's, where locks are taken and children reaped."""
     argv = [sys.executable, "-c", CHILD, work, *map(str, instants)]
