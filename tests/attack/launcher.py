@@ -5,6 +5,7 @@ nearly every system call that it makes is the program's own. Each request and ea
 """
 
 import gc
+import importlib
 import json
 import os
 import signal
@@ -17,12 +18,27 @@ import botocore.loaders
 import botocore.session
 
 from backupd import __main__ as program
-from backupd import backup, cli, copy, drill, restore, swap, verify  # noqa: F401
-from backupd.store import local, s3  # noqa: F401
+
+_LATE = (
+    *(
+        "backupd.backup",
+        "backupd.cli",
+        "backupd.copy",
+        "backupd.drill",
+        "backupd.rekey",
+        "backupd.restore",
+        "backupd.swap",
+    ),
+    *("backupd.verify", "backupd.store.local", "backupd.store.paced", "backupd.store.s3"),
+    *("boto3.s3.inject", "boto3.s3.transfer", "encodings.idna", "inotify_simple", "pyrage", "typer._adapters"),
+)
+"""What a run imports once it is known to need it; seen by what `sys.modules` has more at its end."""
 
 
 def serve() -> None:
     """Reads requests until there are no more: arguments, environment, files for output, and whether to wait first."""
+    for module in _LATE:
+        importlib.import_module(module)
     botocore.session.create_loader = read_once()
     gc.freeze()  # else the first collection in each fork copies all of it
     for line in sys.stdin:
