@@ -15,8 +15,9 @@ from pathlib import Path
 
 from backupd.errors import UsageError
 
-COMPARABLE_OPTIONS = "-c TimeZone=UTC -c bytea_output=hex -c lc_monetary=C"
-"""Session settings that make the text of a row the same wherever it is written; pg_dump sets none of them."""
+CHILD_OPTIONS = "-c TimeZone=UTC -c bytea_output=hex -c lc_monetary=C -c statement_timeout=0"
+"""Session settings of every client: the first three make the text of a row the same wherever it is written, and pg_dump
+sets none of them; a database's own timeout, of a millisecond, can end a client before it has lifted it."""
 
 _SECRET_PREFIXES = ("BACKUPD_", "AWS_")
 _SECRET_NAMES = frozenset({"PGPASSWORD", "PGPASSFILE"})
@@ -78,7 +79,7 @@ def child_environment(server: Server, passfile_path: Path | None, application_na
     """
     environment = dict(server.environment)
     environment["PGAPPNAME"] = application_name
-    environment["PGOPTIONS"] = f"{environment.get('PGOPTIONS', '')} {COMPARABLE_OPTIONS}".strip()
+    environment["PGOPTIONS"] = f"{environment.get('PGOPTIONS', '')} {CHILD_OPTIONS}".strip()
     environment |= {"PG_COLOR": "never", "LC_ALL": "C", "LC_MESSAGES": "C"}
     if passfile_path is not None:
         environment["PGPASSFILE"] = str(passfile_path)

@@ -281,8 +281,8 @@ def _connect(
     with contextlib.closing(link):
         # First of all: a database's owner may put a schema with a pg_backend_pid() of his own before pg_catalog.
         with _translated(_place(link)):
-            link.execute("SET search_path = ''")
             link.execute("SET statement_timeout = 0")  # his may be a millisecond
+            link.execute("SET search_path = ''")
         yield link
 
 

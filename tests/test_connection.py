@@ -119,7 +119,7 @@ def test_the_users_options_come_before_ours_so_that_rows_stay_comparable() -> No
     server = Server({}, environment={"PGOPTIONS": "-c work_mem=64MB -c TimeZone=Asia/Tokyo"})
     options = connection.child_environment(server, None, "backupd")["PGOPTIONS"]
     assert options.startswith("-c work_mem=64MB -c TimeZone=Asia/Tokyo -c ")
-    assert options.endswith("-c TimeZone=UTC -c bytea_output=hex -c lc_monetary=C")
+    assert options.endswith("-c lc_monetary=C -c statement_timeout=0")
 
 
 def test_a_childs_environment_is_whole() -> None:
@@ -130,7 +130,7 @@ def test_a_childs_environment_is_whole() -> None:
         "LC_MESSAGES": "C",
         "PG_COLOR": "never",
         "PGAPPNAME": "backupd/app",
-        "PGOPTIONS": "-c TimeZone=UTC -c bytea_output=hex -c lc_monetary=C",
+        "PGOPTIONS": connection.CHILD_OPTIONS,
         "PGPASSFILE": "/scratch/pgpass",
     }
     assert "PGPASSFILE" not in connection.child_environment(server, None, "backupd")

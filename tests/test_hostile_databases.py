@@ -80,7 +80,7 @@ def test_settings_that_a_database_s_owner_gave_it_change_no_query_of_ours(
     with postgres17.connect(source) as connection:
         connection.execute("CREATE SCHEMA pgapp")
         connection.execute("CREATE TABLE pgapp.rows AS SELECT n FROM generate_series(1, 10) n")
-        for setting in ("standard_conforming_strings = off", "DateStyle = 'German'", "statement_timeout = '1ms'"):
+        for setting in ("standard_conforming_strings = off", "DateStyle = 'German'", "statement_timeout = '3ms'"):
             statement = sql.SQL("ALTER DATABASE {} SET " + setting)
             connection.execute(statement.format(sql.Identifier(source)))
     here = site(postgres17, BACKUPD_TARGET__DATABASE=source)
