@@ -33,7 +33,7 @@ from backupd import (
     toc,
 )
 from backupd.catalog import Catalog, archive_key, new_id
-from backupd.errors import BackupdError, DatabaseError, ReplicaConflict, VerificationFailed
+from backupd.errors import BackupdError, DatabaseError, LocksExhausted, ReplicaConflict, VerificationFailed
 from backupd.manifest import Backup, Contract, Filter, Manifest, Source, Table, Totals, format_of
 from backupd.progress import Progress
 from backupd.selector import Label, Name, name_of
@@ -122,7 +122,7 @@ def take(
         run = _Run(job, access, client, backup_id, started_at, lock, progress)
         try:
             manifest = _despite_replay(run, catalog, folder, clock)
-        except dump.LocksExhausted:
+        except LocksExhausted:
             if job.options.jobs == 1:
                 raise
             _log.warning("backup.retried", database=job.database, reason="max_locks_per_transaction", jobs=1)

@@ -22,6 +22,7 @@ from backupd.errors import (
     AccessRefused,
     BackupdError,
     DatabaseError,
+    LocksExhausted,
     NoRoom,
     ReplicaConflict,
     RestoreFailed,
@@ -42,10 +43,6 @@ _DYING_SECONDS = 5.0  # a leader notices at once that a worker died, and ends th
 REPLICA_HINT = "Set hot_standby_feedback = on, or raise max_standby_streaming_delay, on the standby."
 
 _VERSION = re.compile(r"\(PostgreSQL\) ([0-9]+)(?:\.([0-9]+))?")
-
-
-class LocksExhausted(DatabaseError):
-    """The server's lock table is full: a dump by one job needs half of it."""
 
 
 @dataclass(frozen=True, order=True)

@@ -16,6 +16,7 @@
     ├─ ReplicaConflict      16   a standby cancelled the dump
     ├─ NoRoom               17   scratch, store or target is too small
     ├─ DatabaseError        18   source or target is unreachable, or refused
+    │  └─ LocksExhausted     18   the server has no memory for more locks
     ├─ Stale                19   `check` found a backup too old or missing
     ├─ RestoreFailed        20   pg_restore ended with an error
     └─ HookFailed           21   a command that was to run before a backup failed
@@ -153,6 +154,12 @@ class DatabaseError(BackupdError):
 
     exit_code = 18
     reason = "database"
+
+
+class LocksExhausted(DatabaseError):
+    """The server has no memory for more locks; a dump by one job needs half of them."""
+
+    reason = "locks_exhausted"
 
 
 class Stale(BackupdError):

@@ -24,6 +24,7 @@ from backupd.errors import (
     BackupdError,
     DatabaseError,
     Locked,
+    LocksExhausted,
     NoRoom,
     ReplicaConflict,
     TargetRefused,
@@ -362,6 +363,7 @@ _CLASSES: Mapping[str, type[BackupdError]] = {
     "3D000": UsageError,  # no such database
     "55006": TargetRefused,  # a database to rename or drop has sessions
     "53100": NoRoom,  # disk full
+    "53200": LocksExhausted,  # "out of shared memory", and seldom of all memory
     "40001": ReplicaConflict,  # on a standby: a recovery conflict
 }
 
@@ -382,6 +384,7 @@ _HINTS: Mapping[type[BackupdError], str] = {
     AccessRefused: "`backupd doctor` tries every permission that is needed, and says which is missing.",
     UsageError: "Check BACKUPD_SOURCE__DATABASES; `psql -l` lists the server's databases.",
     ReplicaConflict: "Set hot_standby_feedback = on or raise max_standby_streaming_delay on the standby.",
+    LocksExhausted: "Raise max_locks_per_transaction on the server, or run with BACKUPD_DUMP__JOBS=1.",
     DatabaseError: "`backupd doctor` tries the connection step by step.",
 }
 
