@@ -55,8 +55,7 @@ def to_disk(machine: Machine, source: str) -> Iterator[Pipeline]:
 
 def to_s3(machine: Machine, source: str) -> Iterator[Pipeline]:
     """Dumps into a bucket, with the AWS command line."""
-    aws = find("aws")
-    if machine.bucket is None or aws is None:
+    if not (aws := _aws(machine)):
         return
     out = machine.scratch / "out"
     for name, options in {TAR_TO_S3: ("-Ft",), CUSTOM_TO_S3: ("-Fc",)}.items():
@@ -64,7 +63,7 @@ def to_s3(machine: Machine, source: str) -> Iterator[Pipeline]:
         yield Pipeline(name, (dump, _copy(aws, str(out), _url("out"))), machine.bucket)
     if (pigz := find("pigz")) is not None:
         dump_all = shlex.join(client(machine, "pg_dumpall").argv)
-        script = f"{dump_all} | {pigz} | {aws} s3 cp --only-show-errors - {_url('out')}"
+        script = f"{dump_all} | {pigz} | {shlex.join(_copy(aws, '-', _url('out')).argv)}"
         yield Pipeline(ALL_TO_S3, (_piped(script, {}),), machine.bucket)
     gzip = client(machine, "pg_dump", "-Fd", "-j2", "-f", str(out), source)
     for name, dump in {FOLDER_TO_S3: gzip, FAST_FOLDER_TO_S3: bare_dump(machine, source, out)}.items():
@@ -81,7 +80,7 @@ def restores(machine: Machine, source: str, dumps: Path) -> Iterator[Pipeline]:
     made = (client(machine, "pg_dump", "-Z1", "-f", str(gzip), source), create)
     psql = shlex.join(client(machine, "psql", "-q", "-X", "-o", "/dev/null", "-d", RESTORED).argv)
     yield Pipeline(FROM_GZIP, (_piped(f"gunzip -c {gzip} | {psql}", {}),), before=made, restores=source)
-    if machine.bucket is not None and (aws := find("aws")) is not None:
+    if aws := _aws(machine):
         custom, fetched = dumps / "out.custom", machine.scratch / "out"
         uploaded = (
             client(machine, "pg_dump", "-Fc", "-f", str(custom), source),
@@ -95,7 +94,7 @@ def restores(machine: Machine, source: str, dumps: Path) -> Iterator[Pipeline]:
 
 def fetch(machine: Machine, archive: Path) -> Iterator[Pipeline]:
     """Only the download of an archive in the bucket: a restore over a slow link cannot be faster."""
-    if machine.bucket is not None and (aws := find("aws")) is not None:
+    if machine.bucket is not None and (aws := _aws(machine)):
         source = _url(str(archive.relative_to(machine.bucket)))
         yield Pipeline(FETCH, (_copy(aws, source, str(machine.scratch / "out")),))
 
@@ -104,8 +103,14 @@ def _url(key: str) -> str:
     return f"s3://{BUCKET}/{key}"
 
 
-def _copy(aws: str, source: str, target: str, *options: str) -> Command:
-    return Command((aws, "s3", "cp", "--only-show-errors", *options, source, target))
+def _aws(machine: Machine) -> tuple[str, ...]:
+    """The AWS command line with the endpoint as an option: versions before 2.13 know no AWS_ENDPOINT_URL."""
+    aws = find("aws")
+    return () if machine.bucket is None or aws is None else (aws, "--endpoint-url", machine.environment["AWS_ENDPOINT_URL"])
+
+
+def _copy(aws: tuple[str, ...], source: str, target: str, *options: str) -> Command:
+    return Command((*aws, "s3", "cp", "--only-show-errors", *options, source, target))
 
 
 def _piped(script: str, settings: dict[str, str]) -> Command:
