@@ -5,7 +5,7 @@ the dump's after a parallel restore, and only those that differ are read once mo
 member in the archive (postgres.md 10 and 11). Nothing is sorted, nothing is kept: each side is read as a stream. What
 cannot be compared, because row security or a privilege stands before it, is named and never called equal.
 
-Not covered: materialised views' rows, generated columns and statistics. Sequences are compared by `target`.
+Not covered: materialised views' rows, generated columns and statistics. Sequences are compared by `comparison`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import xxhash
 
-from backupd import archive, copytext, decode, facts, target, toc
+from backupd import archive, copytext, decode, facts, sessions, toc
 from backupd.archive import Archive
 from backupd.errors import AccessRefused, BackupdError, DatabaseError, VerificationFailed
 from backupd.manifest import Index, LargeObject, Table
@@ -123,7 +123,7 @@ def compare(access: Access, database: str, dump: Dump, jobs: int, progress: Prog
         return found
 
     subjects: list[_Group | LargeObject] = [*groups, *objects]
-    found = target.in_parallel(access, database, jobs, subjects, look)
+    found = sessions.in_parallel(access, database, jobs, subjects, look)
     return Content(tuple(found[: len(groups)]), tuple(found[len(groups) :]))
 
 

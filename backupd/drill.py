@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backupd import archive, content, dump, facts, log, postgres, restore, target, throwaway
+from backupd import archive, comparison, content, dump, facts, log, postgres, restore, target, throwaway
 from backupd.catalog import Catalog, require_trusted
 from backupd.connection import Server
 from backupd.errors import (
@@ -86,7 +86,7 @@ class Drilled:
     seconds: float
     content_seconds: float
     server_version: str
-    comparisons: tuple[target.Comparison, ...]
+    comparisons: tuple[comparison.Comparison, ...]
     content: content.Content
     noted: bool
 

@@ -13,7 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from backupd import archive, decode, dump, facts, log, postgres, preflight, roles, scratch, selection, swap, target, toc
+from backupd import (
+    archive,
+    comparison,
+    decode,
+    dump,
+    facts,
+    log,
+    postgres,
+    preflight,
+    roles,
+    scratch,
+    selection,
+    swap,
+    target,
+    toc,
+)
 from backupd.catalog import Catalog
 from backupd.errors import AccessRefused, BackupdError, RestoreFailed, UsageError, VerificationFailed, VersionMismatch
 from backupd.estimate import restore_seconds
@@ -68,7 +83,7 @@ class Restored:
     """
 
     database: str
-    comparisons: tuple[target.Comparison, ...]
+    comparisons: tuple[comparison.Comparison, ...]
     refused: tuple[str, ...]
     seconds: dict[str, float]
     left_out: tuple[selection.LeftOut, ...] = ()
@@ -165,7 +180,7 @@ def _restore(
                 with _explained(job, manifest) as on_line, _growing(access, job, manifest, progress) as on_idle:
                     dump.restore(argv, access.environment, on_line, on_idle)
             with stages.timed("compare"):
-                comparisons = target.compare(access, job.database, index.contract, jobs)
+                comparisons = comparison.compare(access, job.database, index.contract, jobs)
                 _require_equal(job, comparisons)
             if job.script is not None:
                 with stages.timed("sql"):
@@ -489,8 +504,8 @@ def _jobs(contract: Contract, most: int) -> int:
     return most if mean_bytes >= SMALL_TABLE_BYTES else 1
 
 
-def _require_equal(job: Job, comparisons: list[target.Comparison]) -> None:
-    unequal = [comparison for comparison in comparisons if not comparison.equal]
+def _require_equal(job: Job, comparisons: list[comparison.Comparison]) -> None:
+    unequal = [each for each in comparisons if not each.equal]
     if unequal:
         lines = ", ".join(
             f"{item.name}: {item.promised} promised, {'none' if item.found is None else item.found} found"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
 
-from backupd import facts, log, marks, target, threads
+from backupd import facts, log, marks, properties, target, threads
 from backupd.errors import (
     AccessRefused,
     BackupdError,
@@ -276,7 +276,7 @@ def replace(access: Access, maintenance: str, live: str, beside: str, backup_id:
     """Gives the live name, and all that does not follow it, to the restored database beside. Raises what stopped it."""
     hint = f"`backupd restore --resume {live}` swaps the names without restoring again."
     with _explained(live, f"{hint} To give up, drop database {beside}."), connect(access, maintenance) as session:
-        steps = target.property_steps(beside, facts.properties(session, live))
+        steps = properties.steps(beside, facts.properties(session, live))
         try:
             return _exchange(access, session, live, _Incoming(beside, backup_id, tuple(steps)))
         except Interrupted:
@@ -293,7 +293,7 @@ def undo(access: Access, maintenance: str, live: str) -> Swapped:
         if last is None or last.mark is None:
             hint = "Databases that a restore replaced are kept as ..._before_...; `psql -l` lists all."
             raise UsageError(f"no database is kept that was {live} before", hint=hint)
-        steps = (target.comment_step(last.name, last.mark.comment),)
+        steps = (properties.comment_step(last.name, last.mark.comment),)
         with _explained(live, f"Run `backupd undo {live}` again when that is cured."):
             return _exchange(access, session, live, _Incoming(last.name, "undo", steps))
 
@@ -353,7 +353,7 @@ class _Incoming:
 
     name: str
     origin: str
-    steps: tuple[target.Step, ...]
+    steps: tuple[properties.Step, ...]
 
 
 def _exchange(access: Access, session: Session, live: str, incoming: _Incoming) -> Swapped:
@@ -374,7 +374,7 @@ def _try_exchange(session: Session, ending: Session, live: str, incoming: _Incom
     _end_sessions(ending, _oid(session, incoming.name))  # whoever looks into it; it is nobody's live database
     session.execute("BEGIN")
     session.execute("SET LOCAL lock_timeout = '10s'")  # else new connections would wait behind us for ever
-    refused = target.try_each(session, incoming.steps)
+    refused = properties.try_each(session, incoming.steps)
     comment = session.row("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [live])[0]
     mark = marks.Mark("kept", incoming.origin, live, stamp, comment)
     session.execute("COMMENT ON DATABASE {} IS {}", [live], [mark.text()])

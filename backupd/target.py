@@ -1,4 +1,4 @@
-"""The database that a restore fills: made beside, closed until it has proved equal, compared, opened or dropped.
+"""The database that a restore fills: made beside, closed until it has proved equal, opened or dropped.
 
 SQL and its answers only. A database under restore is never closed with ALLOW_CONNECTIONS false (a crash would leave
 it closed to its owner too): CONNECT is revoked from PUBLIC, which template0 gives to every new database, and given
@@ -7,50 +7,23 @@ it after a crash; an existing database's comment also says what it was, for the 
 """
 
 import contextlib
-import queue
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import LiteralString, TypeVar
+from typing import LiteralString
 
-from backupd import facts, log, marks, threads
-from backupd.contract import Relation
+from backupd import facts, log, marks, properties
 from backupd.errors import AccessRefused, BackupdError, DatabaseError, Interrupted, TargetRefused, UsageError
-from backupd.manifest import Contract, DatabaseProperties, Table
-from backupd.manifest import Sequence as SequenceValue
+from backupd.manifest import Contract, DatabaseProperties
 from backupd.postgres import Access, Session, connect
+from backupd.sessions import in_parallel
 
 _WAS_OPEN = "; PUBLIC could connect before"
 
 _DROP_PAUSES_SECONDS = (0.0, 0.5, 1.5, 3.0)
 """Before each try of a drop: when one of its processes was killed, a server is back after a recovery."""
 
-Step = tuple[LiteralString, list[str], list[str | int]]
-"""A statement with its names and its literals, as `Session.execute` takes them."""
-
-_Name = tuple[str, str]
-_Task = TypeVar("_Task")
-_Answer = TypeVar("_Answer")
-
 _log = log.get_logger()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One line of the contract: what it is about, what was promised and what was found (None: it is not there)."""
-
-    name: str
-    promised: int
-    found: int | None
-    at_least: bool = False
-
-    @property
-    def equal(self) -> bool:
-        """Whether the promise is kept; extensions' own tables may hold more than was dumped."""
-        if self.at_least:
-            return self.found is not None and self.found >= self.promised
-        return self.found == self.promised
 
 
 @dataclass(frozen=True)
@@ -272,174 +245,24 @@ def drop(access: Access, maintenance: str, name: str) -> None:
 
 def open_new(session: Session, name: str, like: DatabaseProperties) -> list[str]:
     """Gives the database the source's settings, comment, grants and owner; what was refused is returned, as text."""
-    return _try_all(session, property_steps(name, like))
-
-
-def property_steps(name: str, like: DatabaseProperties) -> list[Step]:
-    """What gives a closed database those settings, limit, comment and grants and, last of all, that owner."""
-    return [
-        *setting_steps(name, like),
-        ("ALTER DATABASE {} CONNECTION LIMIT {}", [name], [like.connection_limit]),
-        comment_step(name, like.comment),
-        *_grant_steps(name, like),
-        ("ALTER DATABASE {} OWNER TO {}", [name, like.owner], []),
-    ]
-
-
-def setting_steps(name: str, like: DatabaseProperties) -> list[Step]:
-    """What gives the database those settings, its own and those of roles in it."""
-    return [_setting_step(name, setting.role, setting.name, setting.value) for setting in like.settings]
+    return _try_all(session, properties.steps(name, like))
 
 
 def open_existing(session: Session, name: str, before: Before) -> list[str]:
     """Gives an existing database back the comment and the openness that it had."""
-    grant: Step = ("GRANT CONNECT ON DATABASE {} TO PUBLIC", [name], [])
-    return _try_all(session, [comment_step(name, before.comment), *([grant] if before.public else [])])
+    grant: properties.Step = ("GRANT CONNECT ON DATABASE {} TO PUBLIC", [name], [])
+    return _try_all(session, [properties.comment_step(name, before.comment), *([grant] if before.public else [])])
 
 
-def _try_all(session: Session, steps: Iterable[Step]) -> list[str]:
+def _try_all(session: Session, steps: Iterable[properties.Step]) -> list[str]:
     """All steps at once, as others see them, but for those that are refused; a lost connection undoes all."""
     session.execute("BEGIN")
-    refused = try_each(session, steps)
+    refused = properties.try_each(session, steps)
     session.execute("COMMIT")
     return refused
 
 
-def try_each(session: Session, steps: Iterable[Step]) -> list[str]:
-    """Takes the steps in the session's transaction; those that are refused are left out, and returned as text."""
-    refused = []
-    for statement, names, literals in steps:
-        session.execute("SAVEPOINT step")
-        try:
-            session.execute(statement, names, literals)
-        except (AccessRefused, DatabaseError) as exc:
-            session.execute("ROLLBACK TO SAVEPOINT step")
-            refused.append(f"{statement.format(*names, *('...' for _ in literals))}: {exc.message}")
-    return refused
-
-
-def comment_step(name: str, comment: str | None) -> Step:
-    """What gives the database that comment, or none."""
-    if comment is None:
-        return "COMMENT ON DATABASE {} IS NULL", [name], []
-    return "COMMENT ON DATABASE {} IS {}", [name], [comment]
-
-
-# settings whose value is a list of names, which quoted as one literal would be one name (variable_is_guc_list_quote)
-_LISTS = frozenset(
-    {
-        "local_preload_libraries",
-        "search_path",
-        "session_preload_libraries",
-        "shared_preload_libraries",
-        "temp_tablespaces",
-        "unix_socket_directories",
-    }
-)
-_ELEMENT = re.compile(r'"((?:[^"]|"")*)"|([^,\s]+)')
-
-
-def _setting_step(name: str, role: str, setting: str, value: str) -> Step:
-    names = [name, setting] if not role else [role, name, setting]
-    head: LiteralString = "ALTER DATABASE {} SET {} TO " if not role else "ALTER ROLE {} IN DATABASE {} SET {} TO "
-    if setting.lower() not in _LISTS:
-        return head + "{}", names, [value]
-    found = _ELEMENT.finditer(value)
-    elements: list[str | int] = [each[2] if each[1] is None else each[1].replace('""', '"') for each in found]
-    return head + ", ".join("{}" for _ in elements), names, elements
-
-
-_GRANTS: Mapping[str, LiteralString] = {
-    "CONNECT": "GRANT CONNECT ON DATABASE {} TO ",
-    "CREATE": "GRANT CREATE ON DATABASE {} TO ",
-    "TEMPORARY": "GRANT TEMPORARY ON DATABASE {} TO ",
-}
-
-
-def _grant_steps(name: str, like: DatabaseProperties) -> list[Step]:
-    if like.grants is None:
-        return [("GRANT CONNECT ON DATABASE {} TO PUBLIC", [name], [])]
-    steps: list[Step] = [("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC", [name], [])]
-    for grant in like.grants:
-        if grant.privilege not in _GRANTS:
-            continue
-        option: LiteralString = " WITH GRANT OPTION" if grant.grantable else ""
-        who: LiteralString = "{}" if grant.role else "PUBLIC"
-        names = [name, grant.role] if grant.role else [name]
-        steps.append((_GRANTS[grant.privilege] + who + option, names, []))
-    return steps
-
-
-# --- compared
-
-
-def compare(access: Access, database: str, contract: Contract, jobs: int) -> list[Comparison]:
-    """The contract against the database: rows of every table, sequences, large objects, invalid indexes.
-
-    Tables that pg_restore loads through their partition root are compared at the root: their rows may land in other
-    leaves (postgres.md 11). Materialised views, generated columns and statistics are not covered by rows.
-    """
-    with connect(access, database) as session:
-        relations = {(relation.schema, relation.name): relation for relation in facts.relations(session)}
-        counts = _promises(contract.tables, facts.partition_roots(session))
-        rest = [
-            *_compare_sequences(session, contract.sequences),
-            Comparison("large objects", len(contract.large_objects), _count(session, _LARGE_OBJECTS)),
-            Comparison("invalid indexes", 0, _count(session, _INVALID_INDEXES)),
-        ]
-    there = [name for name in counts if name in relations]
-    rows = in_parallel(access, database, jobs, there, lambda session, name: _rows(session, relations[name]))
-    found = dict(zip(there, rows, strict=True))
-    tables = [
-        Comparison(f"{schema}.{name}", promised, found.get((schema, name)), _of_extension(relations, (schema, name)))
-        for (schema, name), promised in counts.items()
-    ]
-    return tables + rest
-
-
-_LARGE_OBJECTS: LiteralString = "SELECT count(*) FROM pg_largeobject_metadata"
-# a partitioned index may be invalid in the source too (made ON ONLY the root), a plain one cannot be after a restore
-_INVALID_INDEXES: LiteralString = (
-    "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE NOT i.indisvalid AND c.relkind = 'i'"
-)
-
-
-def _count(session: Session, query: LiteralString) -> int:
-    return int(session.row(query)[0])
-
-
-def _rows(session: Session, relation: Relation) -> int:
-    return session.count(relation.schema, relation.name, descendants=relation.kind == "p")
-
-
-def _of_extension(relations: Mapping[_Name, Relation], name: _Name) -> bool:
-    relation = relations.get(name)
-    return relation is not None and relation.of_extension
-
-
-def _promises(tables: Iterable[Table], roots: Mapping[_Name, _Name]) -> dict[_Name, int]:
-    """The rows that are promised of each table, or of the root where leaves are loaded through it; largest first."""
-    via_root = {roots.get((table.schema, table.name)) for table in tables if table.via_root}
-    promised: dict[_Name, int] = {}
-    for table in sorted(tables, key=lambda table: table.raw_bytes, reverse=True):
-        name = (table.schema, table.name)
-        root = roots.get(name)
-        counted = root if root is not None and root in via_root else name
-        promised[counted] = promised.get(counted, 0) + table.rows
-    return promised
-
-
-def _compare_sequences(session: Session, promised: Iterable[SequenceValue]) -> Iterator[Comparison]:
-    """Each sequence's last value; one that was never used must not have been used."""
-    query: LiteralString = "SELECT schemaname, sequencename, last_value FROM pg_sequences"
-    found = {(schema, name): value for schema, name, value in session.rows(query)}
-    for sequence in promised:
-        name = (sequence.schema, sequence.name)
-        label = f"sequence {sequence.schema}.{sequence.name}"
-        if sequence.is_called:
-            yield Comparison(label, sequence.last_value, found.get(name))
-        else:
-            yield Comparison(f"{label} unused", 1, int(name in found and found[name] is None))
+# --- once it has proved equal
 
 
 @dataclass(frozen=True)
@@ -457,7 +280,7 @@ def run_script(access: Access, database: str, script: Script, like: DatabaseProp
     """
     with connect(access, database) as session:
         session.execute("BEGIN")
-        try_each(session, setting_steps(database, like))
+        properties.try_each(session, properties.setting_steps(database, like))
         session.execute("COMMIT")
     with connect(access, database) as session:
         session.execute("RESET search_path")
@@ -478,7 +301,7 @@ def analyze(access: Access, database: str, jobs: int) -> list[str]:
     By several sessions, which a plain ANALYZE is not. A partition root's statement does its leaves too.
     """
     with connect(access, database) as session:
-        names: Sequence[_Name] = session.rows(
+        names: Sequence[tuple[str, str]] = session.rows(
             "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
             " WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'"
             " AND NOT c.relispartition AND NOT c.relisshared"
@@ -487,38 +310,9 @@ def analyze(access: Access, database: str, jobs: int) -> list[str]:
     return [text for text in in_parallel(access, database, jobs, names, _analyze) if text is not None]
 
 
-def _analyze(session: Session, name: _Name) -> str | None:
+def _analyze(session: Session, name: tuple[str, str]) -> str | None:
     try:
         session.execute("ANALYZE {}.{}", name)
     except (AccessRefused, DatabaseError) as exc:  # a function in an expression failed: the rows are good all the same
         return f"ANALYZE {'.'.join(name)}: {exc.message}"
     return None
-
-
-def in_parallel(
-    access: Access, database: str, jobs: int, tasks: Sequence[_Task], work: Callable[[Session, _Task], _Answer]
-) -> list[_Answer]:
-    """The answers, in order, of `work` done by `jobs` sessions. What they run is cancelled when one fails."""
-    idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
-
-    def run(task: _Task) -> _Answer:
-        session = idle.get()
-        try:
-            return work(session, task)
-        finally:
-            idle.put(session)
-
-    with contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(connect(access, database)) for _ in range(jobs)]
-        for session in sessions:
-            idle.put(session)
-        pool = stack.enter_context(threads.pool(jobs, "compare"))
-        futures = [pool.submit(run, task) for task in tasks]
-        try:
-            for future in threads.completed(futures):
-                future.result()
-            return [future.result() for future in futures]
-        except BaseException:
-            for session in sessions:
-                session.cancel()
-            raise

@@ -32,7 +32,11 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("values for others", frozenset({"grants"})),
     ("its keys", frozenset({"layout"})),
     ("of what failed", frozenset({"failure"})),
-    ("questions to a database", frozenset({"content", "facts", "privileges", "probe", "roles", "swap", "target"})),
+    (
+        "questions to a database",
+        frozenset({"comparison", "content", "facts", "privileges", "probe", "roles", "swap", "target"}),
+    ),
+    ("ways to ask", frozenset({"properties", "sessions"})),
     (
         "edges",
         frozenset(
@@ -77,7 +81,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
 EXCEPTIONS = {
     ("target", "facts"),  # what a target is asked, a source is asked too
     ("content", "facts"),
-    ("content", "target"),  # several sessions at once
+    ("comparison", "facts"),
     ("drill", "restore"),  # a drill is a restore that is looked at more closely
     ("roles", "facts"),
     ("swap", "facts"),

@@ -180,5 +180,7 @@ def test_a_child_whose_stderr_nobody_can_read_is_ended(tmp_path: Path) -> None:
     argv = ["sh", "-c", f"echo $$ > {pid}; exec sleep 60"]
     with pytest.raises(UsageError, match="refused to start a thread"), process.start(argv, {"PATH": os.defpath}):
         pass
-    told = pid.read_text().strip() if pid.exists() else ""  # else it was ended before it began, or before it had written
+    told = (
+        pid.read_text().strip() if pid.exists() else ""
+    )  # else it was ended before it began, or before it had written
     assert not told or not Path(f"/proc/{told}").exists()

@@ -106,7 +106,11 @@ def _url(key: str) -> str:
 def _aws(machine: Machine) -> tuple[str, ...]:
     """The AWS command line with the endpoint as an option: versions before 2.13 know no AWS_ENDPOINT_URL."""
     aws = find("aws")
-    return () if machine.bucket is None or aws is None else (aws, "--endpoint-url", machine.environment["AWS_ENDPOINT_URL"])
+    return (
+        ()
+        if machine.bucket is None or aws is None
+        else (aws, "--endpoint-url", machine.environment["AWS_ENDPOINT_URL"])
+    )
 
 
 def _copy(aws: tuple[str, ...], source: str, target: str, *options: str) -> Command:

@@ -1,0 +1,41 @@
+"""Several sessions in one database that work at the same time: a server gives each of them one process."""
+
+import contextlib
+import queue
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from backupd import threads
+from backupd.postgres import Access, Session, connect
+
+_Task = TypeVar("_Task")
+_Answer = TypeVar("_Answer")
+
+
+def in_parallel(
+    access: Access, database: str, jobs: int, tasks: Sequence[_Task], work: Callable[[Session, _Task], _Answer]
+) -> list[_Answer]:
+    """The answers, in order, of `work` done by `jobs` sessions. What they run is cancelled when one fails."""
+    idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
+
+    def run(task: _Task) -> _Answer:
+        session = idle.get()
+        try:
+            return work(session, task)
+        finally:
+            idle.put(session)
+
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(connect(access, database)) for _ in range(jobs)]
+        for session in sessions:
+            idle.put(session)
+        pool = stack.enter_context(threads.pool(jobs, "compare"))
+        futures = [pool.submit(run, task) for task in tasks]
+        try:
+            for future in threads.completed(futures):
+                future.result()
+            return [future.result() for future in futures]
+        except BaseException:
+            for session in sessions:
+                session.cancel()
+            raise
