@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from backupd import archive, dump, facts, guard, roles, scratch, swap, target
+from backupd import dump, facts, fetch, guard, roles, scratch, swap, target
 from backupd.errors import BackupdError, NoRoom, TargetRefused, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, try_all
-from backupd.manifest import Backup, Index, Member
+from backupd.manifest import Backup, Index
 from backupd.postgres import Access, Session
 from backupd.toc import Toc
 
@@ -79,7 +79,7 @@ def raise_first(errors: Sequence[BackupdError]) -> None:
 
 def steps(subject: Subject, script: str | None) -> Iterator[str]:
     """What the restore does, in its order."""
-    members = list(needed(subject.index))
+    members = list(fetch.needed(subject.index))
     size_bytes = sum(member.size_bytes for member in members)
     yield f"fetch {len(members)} members, {size_bytes} bytes, and check the sha256 of each"
     if subject.create:
@@ -97,11 +97,6 @@ def steps(subject: Subject, script: str | None) -> Iterator[str]:
     else:
         yield f"end the sessions of {subject.live}, and swap the names in one transaction"
         yield f"keep the old one, for `backupd undo {subject.live}`"
-
-
-def needed(index: Index) -> Iterator[Member]:
-    """The members that pg_restore needs: all but what is for people and for backupd."""
-    return (member for member in index.members if member.name not in (archive.README_NAME, archive.INDEX_NAME))
 
 
 def _recorded(errors: list[BackupdError], check: Check[Subject], subject: Subject) -> str | Doubt:
@@ -339,7 +334,7 @@ def _tablespaces(on: Subject) -> str:
 
 
 def _scratch(on: Subject) -> str:
-    needed_bytes = sum(member.size_bytes for member in needed(on.index))
+    needed_bytes = sum(member.size_bytes for member in fetch.needed(on.index))
     with scratch.open_scratch(on.scratch, on.backup.id) as folder:
         scratch.require_room(folder, needed_bytes, f"backup {on.backup.id}", on.scratch_limit_bytes)
         return f"{needed_bytes} bytes are needed in {folder.parent}, and free"

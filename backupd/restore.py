@@ -9,16 +9,16 @@ November 2026).
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backupd import (
     archive,
     comparison,
-    decode,
     dump,
     facts,
+    fetch,
     log,
     postgres,
     preflight,
@@ -32,7 +32,7 @@ from backupd import (
 from backupd.catalog import Catalog
 from backupd.errors import AccessRefused, BackupdError, RestoreFailed, UsageError, VerificationFailed, VersionMismatch
 from backupd.estimate import restore_seconds
-from backupd.manifest import Backup, Contract, DatabaseProperties, Index, Manifest
+from backupd.manifest import Backup, Contract, DatabaseProperties, Manifest
 from backupd.progress import Progress
 from backupd.selector import name_of
 
@@ -40,8 +40,6 @@ _log = log.get_logger()
 
 SMALL_TABLE_BYTES = 100 * 1024
 """Below this mean size of a table parallel jobs make a restore slower (10,000 tables: 28 s with 1, 59 s with 2)."""
-
-_USE_LIST = "restore.list"
 
 
 @dataclass(frozen=True)
@@ -93,31 +91,6 @@ class Restored:
     gap_seconds: float | None = None
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What of a backup is restored: the index cut to it, what was left out, and the files that say so to pg_restore."""
-
-    index: Index
-    left_out: tuple[selection.LeftOut, ...] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
-
-    def write_files(self, folder: Path) -> Path | None:
-        """Writes the files beside the members; returns the list for pg_restore, None where it takes the whole dump."""
-        for name, data in self.files.items():
-            archive.write_file(folder / name, data)
-        return folder / _USE_LIST if self.files else None
-
-    def read_bytes(self, manifest: Manifest) -> int:
-        """How much of the archive is read for it."""
-        members = sum(member.size_bytes for member in preflight.needed(self.index))
-        return manifest.index_bytes + members + len(self.toc)
-
-    @property
-    def toc(self) -> bytes:
-        """The dump's toc.dat, where it was read to cut the index."""
-        return self.files.get(toc.NAME, b"")
-
-
 def restore(
     access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, job: Job, progress: Progress
 ) -> Restored:
@@ -152,7 +125,7 @@ def _restore(
 ) -> Restored:
     manifest = backup.manifest
     stages = _Stages(progress, job.database)
-    part = _part(catalog, backup, job.wanted)
+    part = fetch.part_of(catalog, backup, job.wanted)
     index = part.index
     with stages.timed("preflight"), _subject(access, catalog, clients, backup, part, job) as subject:
         findings, errors = preflight.examine(subject)
@@ -166,7 +139,7 @@ def _restore(
     client = _choose_client(clients, manifest, access)
     with scratch.open_scratch(job.scratch, manifest.id) as folder:
         with stages.timed("fetch"):
-            fetch(catalog, backup, index, folder, progress, job.scratch_limit_bytes)
+            fetch.members(catalog, backup, index, folder, progress, job.scratch_limit_bytes)
             use_list = part.write_files(folder)
         with (
             roles.created(access, _first_database(job), planned, keep=job.keep),
@@ -198,30 +171,12 @@ def _restore(
     )
 
 
-def _part(catalog: Catalog, backup: Backup, wanted: selection.Wanted | None) -> _Part:
-    """All of the backup, or what belongs to the wanted tables: then toc.dat is read, and only members that are needed.
-
-    Raises UsageError where a pattern matches nothing.
-    """
-    stored = catalog.archive(backup)
-    index = archive.read_index(stored)
-    if wanted is None:
-        return _Part(index)
-    data = archive.read_toc(stored, index)
-    chosen = selection.choose(toc.read_toc(data), wanted)
-    contract = selection.cut(index.contract, chosen)
-    needed = {table.member for table in contract.tables}
-    kept = tuple(member for member in index.members if member.name in needed)
-    files = {toc.NAME: data, _USE_LIST: chosen.use_list.encode()}
-    return _Part(replace(index, members=kept, contract=contract), chosen.left_out, files)
-
-
 def plan(
     access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, job: Job
 ) -> tuple[preflight.Plan, list[BackupdError]]:
     """What `restore` would do and find, and what would stop it; nothing is written."""
     job = _placed(access, job)
-    part = _part(catalog, backup, job.wanted)
+    part = fetch.part_of(catalog, backup, job.wanted)
     with _subject(access, catalog, clients, backup, part, job) as subject:
         findings, errors = preflight.examine(subject)
         steps = [*preflight.steps(subject, job.script.name if job.script else None)]
@@ -261,50 +216,6 @@ def _reassuring(live: str) -> Iterator[None]:
         raise
 
 
-def fetch(
-    catalog: Catalog,
-    backup: Backup,
-    index: Index,
-    folder: Path,
-    progress: Progress,
-    limit_bytes: int | None = None,
-) -> None:
-    """The dump's members into a new, empty folder, as pg_restore wants them, every sha256 checked.
-
-    Raises NoRoom, before a byte is read, where the folder or the limit has too little room, and VerificationFailed
-    where pg_dump's lists among them would lead pg_restore to other files. When this raises, they are gone and the
-    folder with them: half a dump must not be taken for one.
-    """
-    wanted = list(preflight.needed(index))
-    needed_bytes = sum(member.size_bytes for member in wanted)
-    progress.begin("fetch", backup.id, total_members=len(wanted), total_bytes=needed_bytes)
-    try:
-        scratch.require_room(folder, needed_bytes, f"backup {backup.id}", limit_bytes)
-        archive.fetch(catalog.archive(backup), wanted, folder, progress.advance)
-        _check_lists(folder)
-    except BaseException:
-        for member in wanted:
-            (folder / member.name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it was not empty
-            folder.rmdir()
-        raise
-
-
-def _check_lists(folder: Path) -> None:
-    """Raises VerificationFailed where the dump's lists name files that pg_dump would not: pg_restore opens them all.
-
-    It looks at no path, and an archive may be somebody's who wants a file of this machine in his table.
-    """
-    for path in folder.iterdir():
-        if path.name == toc.NAME:
-            if path.stat().st_size > archive.MEMORY_LIMIT_BYTES:
-                raise VerificationFailed(f"toc.dat of the dump is larger than {archive.MEMORY_LIMIT_BYTES} bytes")
-            toc.read_toc(path.read_bytes())
-        elif decode.is_object_list(path.name):
-            with path.open("rb") as file:
-                toc.check_blobs_toc(file)
-
-
 def _choose_client(clients: list[dump.Client], manifest: Manifest, access: postgres.Access) -> dump.Client:
     capable = [client for client in clients if client.zstd or not manifest.compression.startswith("zstd")]
     if clients and not capable:
@@ -330,7 +241,7 @@ def _choose_client(clients: list[dump.Client], manifest: Manifest, access: postg
 
 @contextlib.contextmanager
 def _subject(
-    access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, part: _Part, job: Job
+    access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, part: fetch.Part, job: Job
 ) -> Iterator[preflight.Subject]:
     """What the preflight looks at, with a session in the database that it looks from."""
     with contextlib.ExitStack() as stack:

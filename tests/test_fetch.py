@@ -15,8 +15,8 @@ from fix_postgres import DatabaseFactory, PostgresServer
 from fix_restore import InS3, Stocked, contents, fetches, flip, values
 from fix_tools import Site, small_disk
 
-from backupd import restore
 from backupd.errors import NoRoom, StoreError, VerificationFailed
+from backupd.fetch import members as fetch_members
 from backupd.manifest import Backup
 from backupd.progress import Progress
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 def fetch(here: Site, backup: Backup, folder: Path) -> None:
     """Fetches in process."""
     folder.mkdir()
-    restore.fetch(here.catalog, backup, here.index(backup), folder, Progress())
+    fetch_members(here.catalog, backup, here.index(backup), folder, Progress())
 
 
 def test_the_printed_command_restores_what_was_fetched(
@@ -101,7 +101,7 @@ def test_an_archive_that_ends_early_leaves_no_folder(
     os.truncate(path, backup.manifest.index_offset // 2)
     (tmp_path / "fetched").mkdir()
     with pytest.raises(StoreError, match=backup.id):
-        restore.fetch(here.catalog, backup, index, tmp_path / "fetched", Progress())
+        fetch_members(here.catalog, backup, index, tmp_path / "fetched", Progress())
     assert not (tmp_path / "fetched").exists()
 
 
@@ -131,7 +131,7 @@ def test_a_disk_that_fills_up_meanwhile_is_named_and_no_folder_is_left(
 
         (disk / "fetched").mkdir()
         with pytest.raises(NoRoom, match="could not write"):
-            restore.fetch(here.catalog, backup, here.index(backup), disk / "fetched", Progress(fill))
+            fetch_members(here.catalog, backup, here.index(backup), disk / "fetched", Progress(fill))
         assert [path.name for path in disk.iterdir()] == ["other"]
 
 

@@ -18,7 +18,7 @@ from fix_tools import Ended, Site, s3_site
 from psycopg import sql
 from structlog.testing import capture_logs
 
-from backupd import grants, restore, retention
+from backupd import fetch, grants, retention
 from backupd.commands import shared
 from backupd.errors import BackupdError, UsageError
 from backupd.progress import Progress
@@ -82,7 +82,7 @@ class Case:
         found = self.here.catalog
         backup = found.find(f"{self.database}@latest")
         folder.mkdir()
-        restore.fetch(found, backup, self.here.index(backup), folder, Progress())
+        fetch.members(found, backup, self.here.index(backup), folder, Progress())
 
     def prune(self) -> None:
         """Down to one backup, as far as locks allow."""

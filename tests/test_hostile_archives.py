@@ -8,7 +8,7 @@ import pytest
 from made_archives import KEY, MEMBERS, STARTED_AT, Made, contract_of, make_archive
 from test_archive import with_index
 
-from backupd import archive, decode, render, restore
+from backupd import archive, decode, fetch, render
 from backupd.catalog import Catalog, manifest_key
 from backupd.errors import VerificationFailed
 from backupd.manifest import load_manifest, to_json
@@ -73,7 +73,7 @@ def test_a_list_that_leads_pg_restore_to_another_file_is_refused_and_nothing_is_
     folder = tmp_path / "fetched"
     folder.mkdir()
     with pytest.raises(VerificationFailed, match="list of large objects in the dump is damaged"):
-        restore.fetch(Catalog(made.store), made.commit(), made.index, folder, Progress())
+        fetch.members(Catalog(made.store), made.commit(), made.index, folder, Progress())
     assert not folder.exists()
 
 
@@ -81,5 +81,5 @@ def test_a_toc_that_is_none_of_pg_dump_s_is_refused_before_pg_restore_sees_it(ma
     folder = tmp_path / "fetched"
     folder.mkdir()
     with pytest.raises(VerificationFailed, match=r"toc\.dat of the dump is damaged"):
-        restore.fetch(made.catalog, made.commit(), made.index, folder, Progress())
+        fetch.members(made.catalog, made.commit(), made.index, folder, Progress())
     assert not folder.exists()

@@ -12,7 +12,7 @@ from fix_postgres import PostgresServer
 from fix_store import PART_BYTES, S3Server
 from fix_tools import Site, s3_site
 
-from backupd import probe, restore, retention
+from backupd import fetch, probe, retention
 from backupd.commands import shared
 from backupd.errors import BackupdError, StoreError
 from backupd.finding import Finding
@@ -202,7 +202,7 @@ def test_backup_list_restore_and_prune_pass_with_that_quirk(
     assert sorted(here.listed()) == sorted(each.id for each in taken)
     (tmp_path / "fetched").mkdir()
     found = here.catalog
-    restore.fetch(found, taken[0], here.index(taken[0]), tmp_path / "fetched", Progress())
+    fetch.members(found, taken[0], here.index(taken[0]), tmp_path / "fetched", Progress())
     plan = retention.plan(found.backups().backups, Policy(last=1, floor=1), datetime.now(UTC))
     assert shared.carry_out(found, plan) == []
     assert len(here.listed()) == 1

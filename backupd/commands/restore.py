@@ -296,7 +296,7 @@ def fetch(
 ) -> None:
     """Write the members of a backup, each checked, into a new folder that pg_restore takes as it is."""
     from backupd import archive, scratch
-    from backupd import restore as verb
+    from backupd import fetch as verb
 
     found = shared.installation().catalog()
     chosen = shared.find(found, backup)
@@ -304,5 +304,5 @@ def fetch(
     with scratch.errors(directory):
         directory.mkdir(mode=0o700)
     with terminal.shown() as progress:
-        verb.fetch(found, chosen, index, directory, progress)
+        verb.members(found, chosen, index, directory, progress)
     print(f"pg_restore --exit-on-error --jobs=4 --dbname=NAME {shlex.quote(str(directory))}")

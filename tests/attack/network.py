@@ -26,7 +26,7 @@ from fix_tools import Site, Wire, fill_large, s3_site
 from psycopg import sql
 from structlog.testing import capture_logs
 
-from backupd import archive, restore, retention, verify
+from backupd import archive, fetch, retention, verify
 from backupd.catalog import Catalog
 from backupd.commands import shared
 from backupd.errors import BackupdError
@@ -289,7 +289,7 @@ def _fetch(place: _Place, case: _Case, scene: _Scene) -> None:
     folder.mkdir()
     backup = scene.before[0]
     index = archive.read_index(scene.found.archive(backup))
-    restore.fetch(scene.found, backup, index, folder, Progress())
+    fetch.members(scene.found, backup, index, folder, Progress())
     assert _hashes(folder) == place.fetched[case.database], "other bytes were fetched than were stored"
 
 
@@ -367,7 +367,7 @@ def _place(server: PostgresServer, folder: Path) -> _Place:
             known[name] = _content(found, taken)
             into = folder / name / "fetched"
             into.mkdir()
-            restore.fetch(found, taken, archive.read_index(found.archive(taken)), into, Progress())
+            fetch.members(found, taken, archive.read_index(found.archive(taken)), into, Progress())
             fetched[name] = _hashes(into)
     return _Place(server, folder, stock, known, fetched)
 
