@@ -38,7 +38,7 @@ from backupd.manifest import (
     to_json,
 )
 from backupd.selector import Label, Name, find_label, name_of, narrow, pick, quote
-from backupd.store import Entry, Store
+from backupd.store import Entry, Store, is_key
 
 _log = log.get_logger()
 
@@ -94,7 +94,7 @@ def note_key(name: Name, kind: NoteKind, number: int) -> str:
 class Catalog:
     """The backups in `store`; what is written is signed, and what is read is believed, by `keys`.
 
-    One that is asked again and again remembers, so that it reads only what is new: objects never change.
+    One that is asked more than once remembers, so that it reads only what is new: objects never change.
     `identities` open the archives that are encrypted.
     """
 
@@ -109,11 +109,12 @@ class Catalog:
         Raises StoreError or AccessRefused where the store does not answer. Up to three objects that cannot be read
         are broken; more are the store's failure. A backup that is deleted meanwhile is not in the listing.
         """
-        found = [
-            files
-            for files in self._scan(_prefix(server, database))
-            if server in (None, files.name.label.server) and database in (None, files.name.label.database)
-        ]
+
+        def is_meant(name: Name) -> bool:
+            return server in (None, name.label.server) and database in (None, name.label.database)
+
+        found = [files for files in self._scan(_prefix(server, database)) if is_meant(files.name)]
+        self._forget(filter(is_meant, {*(self.remembered or ())} - {files.name for files in found}))
         orphans = tuple(entry for files in found if files.manifest is None for entry in files.remains)
         return replace(self._read(found), orphans=orphans, failures=failure.read(self.store, _records(found)))
 
@@ -122,7 +123,7 @@ class Catalog:
 
         Raises UsageError where that is none or several, or what is wrong where nothing that it names can be read.
         """
-        found = {files.name: files for files in self._scan("") if files.manifest is not None}
+        found = {files.name: files for files in self._named(text.rpartition("@")[0]) if files.manifest is not None}
         listing = self._read([found[name] for name in narrow(found, text)])
         if listing.broken and not listing.backups:
             raise listing.broken[0].error
@@ -148,7 +149,7 @@ class Catalog:
 
     def database(self, text: str) -> Listing:
         """What the store holds of one database, as people write it (`app`, `prod/app`). Raises UsageError."""
-        label = find_label((files.name.label for files in self._scan("")), text)
+        label = find_label((files.name.label for files in self._named(text)), text)
         return self.backups(label.server, label.database)
 
     def commit(self, manifest: Manifest) -> Backup:
@@ -336,9 +337,19 @@ class Catalog:
         """What lies under each name, from one list of keys."""
         return group(self.store.list(prefix))
 
+    def _named(self, label: str) -> list[Files]:
+        """What lies under the label that is written as in keys; where it is not, all: it may be anybody's."""
+        there = list(self._scan(f"{label}/")) if label.count("/") == 1 and is_key(label) else []
+        return there if any(files.manifest for files in there) else list(self._scan(""))
+
     def remembering(self) -> "Catalog":
-        """The same backups, as one process sees them that asks for all of them again and again."""
+        """The same backups, as one process sees them that asks for them again and again."""
         return replace(self, remembered={})
+
+    def _forget(self, names: Iterable[Name]) -> None:
+        remembered = self.remembered or {}
+        for name in names:
+            remembered.pop(name, None)
 
     def _read(self, found: Sequence[Files]) -> Listing:
         before = self.remembered or {}
@@ -358,7 +369,7 @@ class Catalog:
             # What could not be read may be readable the next time.
             doubted, by_name = {each.name for each in broken}, {name_of(backup): backup for backup in backups}
             whole = [files for files in found if files.name in by_name and files.name not in doubted]
-            self.remembered.clear()
+            self._forget(files.name for files in found)
             self.remembered.update((files.name, (files, by_name[files.name])) for files in whole)
         return Listing(tuple(backups), tuple(sorted(broken, key=lambda each: each.key)))
 

@@ -116,7 +116,9 @@ def check(
 ) -> None:
     """One line and an exit code for any probe or monitor: 0 where every database is fresh, 19 where one is not."""
     here, allowed = shared.installation(), _duration(max_age, "--max-age")
-    found = freshness.check(here.catalog().backups(), here.expected(), allowed, shared.now(), here.filter())
+    catalog_, expected = here.catalog(), here.expected()
+    listing = catalog_.backups(None if expected is None else here.settings.server_label)  # others' would not count
+    found = freshness.check(listing, expected, allowed, shared.now(), here.filter())
     if json_:
         shared.print_json([asdict(each) for each in found])
     stale = [each for each in found if each.stale]

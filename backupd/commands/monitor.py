@@ -38,7 +38,8 @@ def tell(here: Installation, found: Catalog, run: Ended) -> None:
     from backupd import metrics
 
     try:
-        told, whole = list(_all(here, found, run.now)), True
+        only = run.databases if chosen.textfile is None else ()
+        told, whole = list(_all(here, found, only, run.now)), True
     except BackupdError as exc:
         _log.warning("metrics.incomplete", message=exc.message, action="look at the store")
         failures = (metrics.of_failure(Label(server, each[0]), each[1], each[2], run.now) for each in run.failed)
@@ -52,13 +53,13 @@ def tell(here: Installation, found: Catalog, run: Ended) -> None:
             metrics.push(chosen.pushgateway_url, [each for each in told if not own or each.labels[:2] in own])
 
 
-def _all(here: Installation, found: Catalog, now: datetime) -> "Iterator[Sample]":
+def _all(here: Installation, found: Catalog, only: Sequence[str], now: datetime) -> "Iterator[Sample]":
+    """Of those databases, or all of the server: a pod for each database is not to read what all others have."""
     from backupd import metrics, status
 
-    listing = found.backups(here.settings.server_label)
-    expected = here.expectations(None, now)
-    seen = status.status(listing, expected, status.Reading(found.store.url, now), now)
-    return metrics.samples(seen)
+    expected, server = here.expectations(None, now), here.settings.server_label
+    for listing in [found.backups(server, each) for each in only] or [found.backups(server)]:
+        yield from metrics.samples(status.status(listing, expected, status.Reading(found.store.url, now), now))
 
 
 @contextlib.contextmanager

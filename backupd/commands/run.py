@@ -212,7 +212,7 @@ def reported(verb: str, *, tells: bool = True, pings: bool = False) -> Iterator[
     With `pings` the dead-man's switch hears of the beginning and of every end.
     """
     here = shared.installation()
-    run = Run(here, here.catalog())
+    run = Run(here, here.catalog().remembering())
     began = time.monotonic()
     if pings:
         tell.ping(here, "/start", "")
