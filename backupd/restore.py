@@ -39,7 +39,8 @@ from backupd.selector import name_of
 _log = log.get_logger()
 
 SMALL_TABLE_BYTES = 100 * 1024
-"""Below this mean size of a table parallel jobs make a restore slower (10,000 tables: 28 s with 1, 59 s with 2)."""
+"""Below this mean size of a table parallel jobs make no restore much faster, and one of 10,000 slower (28 s
+with 1, 59 s with 2). Two took 1.07 times as long at 37 KiB a table, 0.93 at 73, 0.85 at 221 (BENCHMARKS.md)."""
 
 
 @dataclass(frozen=True)
