@@ -32,7 +32,7 @@ from backupd import (
     threads,
     toc,
 )
-from backupd.catalog import Catalog, archive_key, new_id
+from backupd.catalog import Catalog, Listing, archive_key, new_id
 from backupd.errors import BackupdError, DatabaseError, LocksExhausted, ReplicaConflict, VerificationFailed
 from backupd.manifest import Backup, Contract, Filter, Manifest, Source, Table, Totals, format_of
 from backupd.progress import Progress
@@ -84,7 +84,10 @@ class Job:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of pg_dump on its way: who, when, with what."""
+    """One run of pg_dump on its way: who, when, with what.
+
+    `earlier` is what the store had of the database when the run began, None where that could not be read.
+    """
 
     job: Job
     access: postgres.Access
@@ -93,6 +96,7 @@ class _Run:
     started_at: datetime
     lock: postgres.Lock
     progress: Progress
+    earlier: Listing | None
 
 
 def take(
@@ -119,7 +123,9 @@ def take(
         _sweep(catalog, job, started_at)
         if not dump.may_share_snapshot(access.standby, access.version_num):
             job = replace(job, options=replace(job.options, jobs=1))
-        run = _Run(job, access, client, backup_id, started_at, lock, progress)
+        # before the dump: it is the lock's holder alone who adds to it, and some services hash again what they list
+        earlier = _earlier(catalog, job)
+        run = _Run(job, access, client, backup_id, started_at, lock, progress, earlier)
         try:
             manifest = _despite_replay(run, catalog, folder, clock)
         except LocksExhausted:
@@ -128,7 +134,7 @@ def take(
             _log.warning("backup.retried", database=job.database, reason="max_locks_per_transaction", jobs=1)
             single = replace(run, job=replace(job, options=replace(job.options, jobs=1)))
             manifest = _despite_replay(single, catalog, folder, clock)
-        lock.check()  # again: its predecessors were read meanwhile, and who has the lock sweeps what has no manifest
+        lock.check()  # again: predecessors' tables were read meanwhile, and who has it sweeps what has no manifest
         taken = catalog.commit(manifest)
     if taken.suspect is not None:
         action = f"look at the database; `backupd confirm {taken.id}` if it is as it should be"
@@ -298,20 +304,27 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
         written = writer.finish(promised)
         run.lock.check()
     manifest = _manifest(run, stream, promised, written, clock())
-    return replace(manifest, suspect=_suspicion(catalog, manifest, promised))
+    return replace(manifest, suspect=_suspicion(run, catalog, manifest, promised))
 
 
-def _suspicion(catalog: Catalog, manifest: Manifest, promised: Contract) -> str | None:
-    """Why this backup looks wrong beside its predecessors; what cannot be read of them is passed over, and said."""
+def _earlier(catalog: Catalog, job: Job) -> Listing | None:
+    """What the store has of the database; what cannot be read of it is said, and stops no backup."""
     try:
-        listing = catalog.backups(manifest.source.server, manifest.source.database)
+        listing = catalog.backups(job.server, job.database)
     except BackupdError as exc:
-        _log.warning("anomaly.unknown", message=exc.message, action="this backup was compared with no earlier one")
+        _log.warning("anomaly.unknown", message=exc.message, action="this backup is compared with no earlier one")
         return None
     for broken in listing.broken:
         _log.warning("anomaly.unknown", key=broken.key, message=broken.error.message, action="backupd list")
-    _warn_of_clock(manifest, listing.backups)
-    earlier = anomaly.predecessors(manifest, listing.backups)
+    return listing
+
+
+def _suspicion(run: _Run, catalog: Catalog, manifest: Manifest, promised: Contract) -> str | None:
+    """Why this backup looks wrong beside its predecessors; what cannot be read of them is passed over, and said."""
+    if run.earlier is None:
+        return None
+    _warn_of_clock(manifest, run.earlier.backups)
+    earlier = anomaly.predecessors(manifest, run.earlier.backups)
     reasons = [*anomaly.in_all(manifest.totals, [each.manifest.totals for each in earlier])]
     if manifest.recipients:
         _log.info("anomaly.totals_only", why="the backup is encrypted, and its manifest may name no table")
