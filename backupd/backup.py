@@ -32,8 +32,9 @@ from backupd import (
     threads,
     toc,
 )
-from backupd.catalog import Catalog, Listing, archive_key, new_id
+from backupd.catalog import Catalog, Listing, new_id
 from backupd.errors import BackupdError, DatabaseError, LocksExhausted, ReplicaConflict, VerificationFailed
+from backupd.layout import archive_key
 from backupd.manifest import Backup, Contract, Filter, Manifest, Source, Table, Totals, format_of
 from backupd.progress import Progress
 from backupd.selector import Label, Name, name_of

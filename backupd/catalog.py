@@ -19,14 +19,12 @@ from backupd.encryption import NO_IDENTITIES, Identities
 from backupd.errors import (
     AccessRefused,
     AlreadyExists,
-    BackupdError,
     NotFound,
-    NotTrusted,
     Retained,
     StoreError,
     VerificationFailed,
 )
-from backupd.layout import NOTE_LIMIT, SIGNATURE, Files, group
+from backupd.layout import NOTE_LIMIT, SIGNATURE, Files, archive_key, group, manifest_key, note_key
 from backupd.manifest import (
     MANIFEST_LIMIT_BYTES,
     Backup,
@@ -37,6 +35,7 @@ from backupd.manifest import (
     load_note,
     to_json,
 )
+from backupd.reader import Broken, Reader, require_trusted, require_whole
 from backupd.selector import Label, Name, find_label, name_of, narrow, pick, quote
 from backupd.store import Entry, Store, is_key
 
@@ -46,15 +45,6 @@ _NOTE_ATTEMPTS = 10
 _READERS = 8  # botocore has ten connections
 _UNREADABLE_LIMIT = 3  # objects
 _LIFECYCLE = "leave it to a lifecycle rule of the bucket, as `backupd doctor --print-lifecycle` prints one"
-
-
-@dataclass(frozen=True)
-class Broken:
-    """An object that should belong to a backup but cannot be used, and why."""
-
-    key: str
-    name: Name
-    error: BackupdError
 
 
 @dataclass(frozen=True)
@@ -73,21 +63,6 @@ class Listing:
 def new_id(now: datetime, random_hex: str) -> str:
     """The id of a backup that starts now, as `20261123T221614Z-3f9ac21b`; `random_hex` are eight hex digits."""
     return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{random_hex}"
-
-
-def archive_key(name: Name) -> str:
-    """The key of an archive."""
-    return f"{name.label}/{name.id}.tar"
-
-
-def manifest_key(name: Name) -> str:
-    """The key of a manifest, whose existence makes the backup exist."""
-    return f"{name.label}/{name.id}.json"
-
-
-def note_key(name: Name, kind: NoteKind, number: int) -> str:
-    """The key of a note."""
-    return f"{name.label}/{name.id}.{kind}-{number}.json"
 
 
 @dataclass(frozen=True)
@@ -157,7 +132,7 @@ class Catalog:
         backup = Backup(manifest)
         name, data = name_of(backup), to_json(manifest)
         key = manifest_key(name)
-        _require(load_manifest(data, key), name, self._written(archive_key(name)))
+        require_whole(load_manifest(data, key), name, self._written(archive_key(name)))
         self._write_signed(key, data)
         return backup
 
@@ -200,15 +175,15 @@ class Catalog:
         files = next(first._scan(f"{name.label}/{name.id}."), None)
         if files is None or files.manifest is None:
             raise NotFound(f"backup {name} was deleted meanwhile")
-        data = first._bytes(files.manifest)
+        data = first._reader.content(files.manifest)
         if load_manifest(data, files.manifest.key) != backup.manifest:
             raise VerificationFailed(f"manifest {files.manifest.key} changed while the backup was copied")
-        require_trusted(replace(backup, untrusted=first._why_untrusted(files, files.manifest.key, data)))
-        _require(backup.manifest, name, self._written(archive_key(name)))
+        require_trusted(replace(backup, untrusted=first._reader.why_untrusted(files, files.manifest.key, data)))
+        require_whole(backup.manifest, name, self._written(archive_key(name)))
         for entry in files.remains:
             if entry is not files.archive:
                 with contextlib.suppress(AlreadyExists):
-                    self._write(entry.key, first._bytes(entry))
+                    self._write(entry.key, first._reader.content(entry))
         self._write(files.manifest.key, data)
 
     def note(
@@ -316,22 +291,17 @@ class Catalog:
         with self.store.create(key, len(data)) as stream:
             stream.write(data)
 
-    def _bytes(self, entry: Entry) -> bytes:
-        if entry.size_bytes > MANIFEST_LIMIT_BYTES:
-            raise VerificationFailed(f"object {entry.key} is larger than {MANIFEST_LIMIT_BYTES} bytes")
-        with self.store.open(entry.key) as stream:
-            return stream.read()
-
-    def _look(self, key: str) -> Entry | None:
-        return next((entry for entry in self.store.list(key) if entry.key == key), None)
-
     def _written(self, key: str) -> Entry | None:
         """What was just written, as it is listed. Raises StoreError where it is there and not listed."""
-        entry = self._look(key)
+        entry = self._reader.look(key)
         if entry is None and self._exists(key):
             hint = "Use a service whose lists show at once what was written: backups are found by them."
             raise StoreError(f"{self.store.url} holds {key}, and does not list it", hint=hint)
         return entry
+
+    @property
+    def _reader(self) -> Reader:
+        return Reader(self.store, self.keys)
 
     def _scan(self, prefix: str) -> Iterator[Files]:
         """What lies under each name, from one list of keys."""
@@ -357,8 +327,9 @@ class Catalog:
         backups = [backup for _, backup in known.values()]
         broken: list[Broken] = []
         exist = [files for files in found if files.manifest is not None and files.name not in known]
+        reader = self._reader
         with threads.pool(_READERS, "catalog") as readers:
-            for loaded in threads.completed([readers.submit(self._load, files) for files in exist]):
+            for loaded in threads.completed([readers.submit(reader.load, files) for files in exist]):
                 backup, failures = loaded.result()
                 backups += [backup] if backup else []
                 broken += failures
@@ -373,84 +344,6 @@ class Catalog:
             self.remembered.update((files.name, (files, by_name[files.name])) for files in whole)
         return Listing(tuple(backups), tuple(sorted(broken, key=lambda each: each.key)))
 
-    def _load(self, files: Files) -> tuple[Backup | None, list[Broken]]:
-        """The backup, if it is one, and what of it is broken. Neither where it was deleted since the list."""
-        name, key = files.name, manifest_key(files.name)
-        try:
-            # An archive may have come or gone while the list was made. Looked for before the manifest is read: a delete
-            # takes the manifest first, so that one without an archive is gone by then, unless it is broken.
-            archive = files.archive or self._look(archive_key(name))
-            data = self._bytes(files.entries[".json"])
-            manifest = load_manifest(data, key)
-            _require(manifest, name, archive)
-            untrusted = self._why_untrusted(files, key, data)
-        except NotFound:
-            return None, []
-        except BackupdError as exc:
-            return None, [Broken(key, name, exc)]
-        notes, broken = self._load_notes(files)
-        return Backup(manifest, tuple(notes), untrusted), broken
-
-    def _load_notes(self, files: Files) -> tuple[list[Note], list[Broken]]:
-        notes: list[Note] = []
-        broken: list[Broken] = []
-        for kind, candidates in files.notes.items():
-            for number, entry in candidates:
-                try:
-                    note = self._load_note(files, kind, number, entry)
-                except NotFound:
-                    continue
-                except BackupdError as exc:
-                    broken.append(Broken(entry.key, files.name, exc))
-                    if isinstance(exc, NotTrusted) and kind != "pinned":
-                        continue  # the one below it counts: whoever can write here must not decide what is known
-                    # What cannot be read counts as its cautious answer: pinned, not verified, not confirmed...
-                    note = Note(kind, number, entry.modified_at, kind == "pinned", {"error": "its note cannot be read"})
-                if note is not None:
-                    notes.append(note)
-                    break
-        return notes, broken
-
-    def _load_note(self, files: Files, kind: NoteKind, number: int, entry: Entry) -> Note | None:
-        """The note; None where it has to be signed and is not. Raises NotTrusted where its signature is wrong.
-
-        A pin counts without one: whoever wrote it can only make us keep more.
-        """
-        unsigned = bool(self.keys.trusted) and files.signature(entry.key) is None
-        if unsigned and kind != "pinned":
-            return None
-        data = self._bytes(entry)
-        if not unsigned and (why := self._why_untrusted(files, entry.key, data)) is not None:
-            raise NotTrusted(f"note {entry.key} is not trusted: {why}")
-        note = load_note(data, entry.key)
-        if (note.kind, note.number) != (kind, number):
-            raise VerificationFailed(f"note {entry.key} says that it is {note.kind}-{note.number}")
-        return None if unsigned and not note.ok else note
-
-    def _why_untrusted(self, files: Files, key: str, data: bytes) -> str | None:
-        """Why nobody is to believe that object, in words. Raises NotFound where it is not there any more."""
-        if not self.keys.trusted:
-            return None
-        return signing.why_untrusted(self.keys.trusted, key, data, self._signature(files, key))
-
-    def _signature(self, files: Files, key: str) -> bytes | None:
-        entry = files.signature(key)
-        if entry is not None:
-            with contextlib.suppress(NotFound):
-                return self._bytes(entry)
-        # A list is no snapshot: both may have come, or gone, while it was made.
-        there = {entry.key: entry for entry in self.store.list(key)}
-        if key not in there:
-            raise NotFound(f"object {key} was deleted meanwhile")
-        return self._bytes(there[key + SIGNATURE]) if key + SIGNATURE in there else None
-
-
-def require_trusted(backup: Backup) -> None:
-    """Raises NotTrusted where nobody may rely on the backup."""
-    if backup.untrusted is not None:
-        hint = "`backupd list` shows which are signed; `backupd sign ID` signs what you know to be yours."
-        raise NotTrusted(f"backup {name_of(backup)} is not trusted: {backup.untrusted}", hint=hint)
-
 
 def _records(found: Iterable[Files]) -> dict[Name, Entry]:
     return {files.name: files.record for files in found if files.record is not None}
@@ -460,19 +353,6 @@ def _prefix(server: str | None, database: str | None) -> str:
     if server is None:
         return ""
     return f"{quote(server)}/" if database is None else f"{Label(server, database)}/"
-
-
-def _require(manifest: Manifest, name: Name, archive: Entry | None) -> None:
-    """Raises VerificationFailed where the manifest is another's, or its archive is not there whole."""
-    source = manifest.source
-    if (source.server, source.database, manifest.id) != (name.label.server, name.label.database, name.id):
-        whose = f"server {source.server!r}, database {source.database!r}, id {manifest.id}"
-        raise VerificationFailed(f"manifest {manifest_key(name)} is another backup's", detail=f"It is of {whose}.")
-    if archive is None:
-        raise VerificationFailed(f"archive {archive_key(name)} is missing", detail="Its manifest is there.")
-    if archive.size_bytes != manifest.archive_bytes:
-        message = f"archive {archive.key} has {archive.size_bytes} bytes, its manifest says {manifest.archive_bytes}"
-        raise VerificationFailed(message)
 
 
 def _raise_if_the_store_fails(broken: Sequence[Broken]) -> None:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from backupd import archive, log
-from backupd.catalog import Catalog, require_trusted
+from backupd.catalog import Catalog
 from backupd.errors import AlreadyExists, BackupdError, StoreError, UsageError, VerificationFailed
 from backupd.manifest import Backup, Index
 from backupd.progress import Progress
+from backupd.reader import require_trusted
 from backupd.selector import Label, name_of
 
 _log = log.get_logger()

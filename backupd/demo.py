@@ -20,9 +20,10 @@ from importlib import resources
 from pathlib import Path
 
 from backupd import backup, dump, postgres, process, restore, throwaway, verify
-from backupd.catalog import Catalog, Listing, archive_key
+from backupd.catalog import Catalog, Listing
 from backupd.connection import Server, child_environment
 from backupd.errors import DatabaseError, UsageError, VerificationFailed
+from backupd.layout import archive_key
 from backupd.manifest import Backup
 from backupd.progress import Progress
 from backupd.selector import name_of

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backupd import archive, comparison, content, dump, facts, log, postgres, restore, target, throwaway
-from backupd.catalog import Catalog, require_trusted
+from backupd.catalog import Catalog
 from backupd.connection import Server
 from backupd.errors import (
     AccessRefused,
@@ -35,6 +35,7 @@ from backupd.errors import (
 )
 from backupd.manifest import Backup, Contract, superseded
 from backupd.progress import Progress
+from backupd.reader import require_trusted
 from backupd.selector import name_of
 
 _log = log.get_logger()

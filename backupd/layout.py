@@ -1,4 +1,4 @@
-"""What lies in a store under each name: keys taken apart, and grouped by the backup that they belong to.
+"""What lies in a store under each name: keys put together, taken apart, and grouped by the backup that they belong to.
 
 Hides how keys are spelt beyond the names that `selector` quotes: the endings of archive, manifest, notes and
 signatures. FORMAT.md has the same as text. Nothing is read here; what is not ours is passed over.
@@ -27,6 +27,21 @@ _KEY = re.compile(
 )
 _NOTE_ENDING = re.compile(rf"\.([a-z]+)-([0-9]+)\.json({re.escape(SIGNATURE)})?")
 _NOTE_KINDS = frozenset(get_args(NoteKind))
+
+
+def archive_key(name: Name) -> str:
+    """The key of an archive."""
+    return f"{name.label}/{name.id}.tar"
+
+
+def manifest_key(name: Name) -> str:
+    """The key of a manifest, whose existence makes the backup exist."""
+    return f"{name.label}/{name.id}.json"
+
+
+def note_key(name: Name, kind: NoteKind, number: int) -> str:
+    """The key of a note."""
+    return f"{name.label}/{name.id}.{kind}-{number}.json"
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from backupd import __version__, archive, encryption, log, readme
-from backupd.catalog import Catalog, archive_key, new_id, require_trusted
+from backupd.catalog import Catalog, new_id
 from backupd.errors import UsageError
+from backupd.layout import archive_key
 from backupd.manifest import Backup, Index, Manifest, Member, Note, format_of
 from backupd.progress import Progress
+from backupd.reader import require_trusted
 from backupd.selector import Name, name_of
 from backupd.verify import Reader
 

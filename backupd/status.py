@@ -16,13 +16,14 @@ from itertools import pairwise
 from typing import Literal
 
 from backupd import estimate, retention, words
-from backupd.catalog import Broken, Listing
+from backupd.catalog import Listing
 from backupd.errors import BackupdError
 from backupd.failure import Failure, is_current
 from backupd.freshness import is_retired
 from backupd.history import Gap, gaps
 from backupd.manifest import Backup, Filter, NoteKind
 from backupd.outline import Outline
+from backupd.reader import Broken
 from backupd.retention import Decision, Policy
 from backupd.selector import Label, Name, name_of
 

@@ -14,10 +14,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from backupd import archive, decode, encryption, log
-from backupd.catalog import Catalog, require_trusted
+from backupd.catalog import Catalog
 from backupd.errors import AccessRefused, NotFound, VerificationFailed
 from backupd.manifest import Backup, Contract, Index, Member, Note
 from backupd.progress import Progress
+from backupd.reader import require_trusted
 from backupd.selector import name_of
 
 _log = log.get_logger()

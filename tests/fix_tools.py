@@ -31,10 +31,11 @@ from psycopg import sql
 from shop import fill_shop
 
 from backupd import archive, backup, dump, postgres, throwaway
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.connection import Server, child_environment
 from backupd.encryption import Identities
 from backupd.failure import ENDING
+from backupd.layout import archive_key
 from backupd.manifest import Backup, Index
 from backupd.progress import Progress
 from backupd.selector import name_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backupd import archive, decode
-from backupd.catalog import archive_key, manifest_key
+from backupd.layout import archive_key, manifest_key
 from backupd.manifest import Backup, Contract, Index, Manifest, to_json
 from backupd.selector import Label, Name, name_of
 from backupd.store import Store

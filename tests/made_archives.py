@@ -12,8 +12,9 @@ from typing import BinaryIO
 from made_backups import made_manifest
 
 from backupd import archive, decode
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.errors import StoreError
+from backupd.layout import archive_key
 from backupd.manifest import Backup, Contract, DatabaseProperties, Index, LargeObject, Manifest, Table
 from backupd.selector import Name, name_of
 from backupd.store import Entry, Store

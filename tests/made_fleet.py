@@ -11,11 +11,12 @@ from typing import Any
 from made_backups import made_backup, made_manifest
 
 from backupd import retention
-from backupd.catalog import Broken, Listing
+from backupd.catalog import Listing
 from backupd.errors import VerificationFailed
 from backupd.failure import Failure
 from backupd.manifest import Backup, Note, Totals
 from backupd.outline import Outline, TableLine
+from backupd.reader import Broken
 from backupd.retention import Policy
 from backupd.selector import Label, Name, name_of
 from backupd.site import Holdings

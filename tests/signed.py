@@ -6,7 +6,8 @@ from dataclasses import replace
 from made_archives import MEMBERS, contract_of, manifest_of
 
 from backupd import archive
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
+from backupd.layout import archive_key
 from backupd.manifest import Backup, Manifest, format_of
 from backupd.selector import name_of
 

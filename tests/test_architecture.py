@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("before a verb", frozenset({"hold", "notice", "preflight", "status"})),
     ("before those", frozenset({"fetch", "freshness", "outline"})),
     ("memory", frozenset({"catalog"})),
+    ("what it reads", frozenset({"reader"})),
     ("values for others", frozenset({"grants"})),
     ("its keys", frozenset({"layout"})),
     ("of what failed", frozenset({"failure"})),

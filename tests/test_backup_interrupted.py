@@ -13,8 +13,9 @@ from fix_postgres import PostgresServer
 from fix_store import FaultProxy, S3Server
 from fix_tools import LABEL, Running, Site, Wire, locked_table, s3_site, wait_until
 
-from backupd.catalog import archive_key, new_id
+from backupd.catalog import new_id
 from backupd.failure import ENDING
+from backupd.layout import archive_key
 from backupd.selector import Label, Name
 
 MakeSite = Callable[..., Site]

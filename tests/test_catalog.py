@@ -17,7 +17,7 @@ from fix_store import StoreCase
 from made_backups import ARCHIVE, made_backup, made_manifest, made_note
 from structlog.testing import capture_logs
 
-from backupd.catalog import Catalog, Listing, archive_key, manifest_key, new_id, note_key
+from backupd.catalog import Catalog, Listing, new_id
 from backupd.errors import (
     AccessRefused,
     AlreadyExists,
@@ -28,6 +28,7 @@ from backupd.errors import (
     VersionMismatch,
 )
 from backupd.freshness import Freshness, check
+from backupd.layout import archive_key, manifest_key, note_key
 from backupd.manifest import FORMAT, Backup, Filter, Manifest, NoteKind, to_json
 from backupd.selector import Label, name_of
 from backupd.store import Entry, Store

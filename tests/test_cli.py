@@ -12,9 +12,10 @@ import pytest
 from made_backups import ARCHIVE, made_manifest
 
 from backupd import cli
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.errors import UsageError
 from backupd.installation import choose
+from backupd.layout import archive_key
 from backupd.manifest import Backup
 from backupd.selector import Label, Name, name_of
 from backupd.store import S3Options, open_store

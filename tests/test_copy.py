@@ -16,8 +16,9 @@ from fix_tools import Site
 from made_archives import KEY, BreakingStream, Made, WatchedStore, make_archive
 
 from backupd import copy
-from backupd.catalog import Catalog, note_key
+from backupd.catalog import Catalog
 from backupd.errors import AlreadyExists, NotFound, StoreError, UsageError, VerificationFailed
+from backupd.layout import note_key
 from backupd.manifest import Backup
 from backupd.progress import Progress
 from backupd.selector import name_of

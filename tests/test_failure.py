@@ -17,8 +17,9 @@ from made_backups import ARCHIVE, made_manifest
 from store_memory import MemoryStore
 
 from backupd import cli, failure
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.failure import Failure, Step
+from backupd.layout import archive_key
 from backupd.manifest import Backup
 from backupd.selector import Label, name_of
 from backupd.store.local import LocalStore

@@ -9,8 +9,9 @@ from made_archives import KEY, MEMBERS, STARTED_AT, Made, contract_of, make_arch
 from test_archive import with_index
 
 from backupd import archive, decode, fetch, render
-from backupd.catalog import Catalog, manifest_key
+from backupd.catalog import Catalog
 from backupd.errors import VerificationFailed
+from backupd.layout import manifest_key
 from backupd.manifest import load_manifest, to_json
 from backupd.progress import Progress
 from backupd.selector import name_of

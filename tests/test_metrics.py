@@ -20,10 +20,11 @@ from made_backups import made_backup, made_manifest, made_note
 from prometheus_client.parser import text_string_to_metric_families
 
 from backupd import __version__, metrics
-from backupd.catalog import Broken, Listing
+from backupd.catalog import Listing
 from backupd.errors import BackupdError, StoreError, VerificationFailed
 from backupd.failure import Failure
 from backupd.manifest import Backup, Note
+from backupd.reader import Broken
 from backupd.retention import Policy
 from backupd.selector import Label, Name
 from backupd.status import Expected, Reading, status

@@ -17,10 +17,11 @@ from made_archives import ID, MEMBERS, BreakingStream, Made, WatchedStore, contr
 from made_keys import made_keys
 
 from backupd import archive, rekey, retention
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.drill import next_undrilled
 from backupd.encryption import Identities
 from backupd.errors import AccessRefused, NotTrusted, StoreError, UsageError, VerificationFailed
+from backupd.layout import archive_key
 from backupd.manifest import Backup, Filter
 from backupd.progress import Progress
 from backupd.retention import Policy

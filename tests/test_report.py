@@ -13,10 +13,11 @@ from made_fleet import NOW, POLICY, Kind, backups_of, seen
 from read_html import Page, faults
 
 from backupd import cli
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.commands.report import period
 from backupd.commands.shared import json_text
 from backupd.errors import UsageError
+from backupd.layout import archive_key
 from backupd.manifest import Backup
 from backupd.report import Line, Report, report
 from backupd.selector import Label, name_of

@@ -19,7 +19,8 @@ from fix_tools import Site, s3_site
 from made_backups import ARCHIVE, made_manifest
 
 from backupd import archive, copy, fetch, verify
-from backupd.catalog import Catalog, archive_key, manifest_key
+from backupd.catalog import Catalog
+from backupd.layout import archive_key, manifest_key
 from backupd.manifest import Backup, to_json
 from backupd.progress import Progress
 from backupd.selector import Label, Name

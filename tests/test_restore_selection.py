@@ -30,8 +30,8 @@ from fix_tools import Site, _once
 from shop import HOSTILE_SCHEMA, HOSTILE_TABLE
 
 from backupd import toc
-from backupd.catalog import archive_key
 from backupd.errors import RestoreFailed, TargetRefused, VerificationFailed
+from backupd.layout import archive_key
 from backupd.manifest import Backup
 from backupd.restore import Restored
 from backupd.selection import Wanted

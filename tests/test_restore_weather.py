@@ -38,7 +38,6 @@ from fix_tools import Ended, Running, Site, small_disk, wait_until
 from psycopg import sql
 
 from backupd import throwaway
-from backupd.catalog import archive_key
 from backupd.errors import (
     AccessRefused,
     BackupdError,
@@ -51,6 +50,7 @@ from backupd.errors import (
     VerificationFailed,
     VersionMismatch,
 )
+from backupd.layout import archive_key
 from backupd.progress import Progress
 from backupd.selector import name_of
 

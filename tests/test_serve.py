@@ -24,9 +24,10 @@ from made_backups import ARCHIVE, made_manifest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backupd import site as page_site
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.commands import serve as serve_verb
 from backupd.errors import StoreError, UsageError
+from backupd.layout import archive_key
 from backupd.manifest import Backup
 from backupd.selector import Label, name_of
 from backupd.serve import HEADERS_LIMIT_BYTES, Answer, listening, serving

@@ -12,8 +12,7 @@ from fix_restore import exists
 from fix_tools import Site
 from test_signing import minisign
 
-from backupd.catalog import manifest_key
-from backupd.layout import SIGNATURE
+from backupd.layout import SIGNATURE, manifest_key
 from backupd.manifest import Backup
 from backupd.selector import name_of
 from backupd.signing import read_secret_key

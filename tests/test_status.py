@@ -8,10 +8,11 @@ import pytest
 from made_backups import made_backup, made_manifest, made_note
 from made_fleet import failed
 
-from backupd.catalog import Broken, Listing
+from backupd.catalog import Listing
 from backupd.errors import StoreError, VerificationFailed
 from backupd.failure import Failure
 from backupd.manifest import Backup, Filter, Note
+from backupd.reader import Broken
 from backupd.retention import Policy
 from backupd.selector import Label, Name
 from backupd.status import Database, Expected, Reading, Status, status

@@ -14,10 +14,11 @@ from made_backups import ARCHIVE, made_manifest
 from structlog.testing import capture_logs
 
 from backupd import grants, probe, retention
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
 from backupd.commands import shared
 from backupd.errors import Retained, StoreError
 from backupd.finding import Finding
+from backupd.layout import archive_key
 from backupd.manifest import Backup
 from backupd.retention import Policy
 from backupd.selector import Label, Name

@@ -21,12 +21,12 @@ from made_keys import made_keys
 from store_memory import MemoryStore
 
 from backupd import archive, retention, verify
-from backupd.catalog import Catalog, archive_key, manifest_key, note_key
+from backupd.catalog import Catalog
 from backupd.decode import END_MARKER
 from backupd.encryption import Identities
 from backupd.errors import NotTrusted, VerificationFailed
 from backupd.freshness import check
-from backupd.layout import SIGNATURE
+from backupd.layout import SIGNATURE, archive_key, manifest_key, note_key
 from backupd.manifest import Backup
 from backupd.progress import Progress
 from backupd.retention import Policy

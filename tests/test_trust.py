@@ -18,10 +18,10 @@ from store_memory import MemoryStore
 from structlog.testing import capture_logs
 
 from backupd import anomaly, copy, drill, retention, verify
-from backupd.catalog import Catalog, Listing, archive_key, manifest_key, note_key
+from backupd.catalog import Catalog, Listing
 from backupd.errors import AccessRefused, AlreadyExists, NotTrusted, StoreError, VerificationFailed
 from backupd.freshness import check
-from backupd.layout import SIGNATURE
+from backupd.layout import SIGNATURE, archive_key, manifest_key, note_key
 from backupd.manifest import Backup, Manifest, Note, NoteKind, to_json
 from backupd.progress import Progress
 from backupd.retention import Policy

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from backupd import catalog, log, render, retention, terminal
+from backupd import catalog, log, reader, render, retention, terminal
 from backupd.commands import shared
 from backupd.errors import UsageError
 from backupd.manifest import Backup
@@ -100,7 +100,7 @@ def confirm(backup: shared.BackupName) -> None:
     """Say that a backup is right although it looked wrong beside earlier ones: retention goes on from it."""
     found = shared.installation().catalog()
     chosen = found.find(backup)
-    catalog.require_trusted(chosen)
+    reader.require_trusted(chosen)
     why = chosen.manifest.suspect
     if why is None:
         hint = "What verify or drill found wrong, only a better verify or drill takes back." if chosen.suspect else None
@@ -148,5 +148,5 @@ def _readable(listing: catalog.Listing) -> Sequence[Backup]:
         raise listing.broken[0].error if listing.broken else UsageError("only orphans are there")
     trusted = [backup for backup in listing.backups if backup.untrusted is None]
     if not trusted:
-        catalog.require_trusted(listing.backups[0])
+        reader.require_trusted(listing.backups[0])
     return trusted

@@ -24,9 +24,9 @@ from signed import take
 from store_memory import MemoryStore
 
 from backupd import archive, retention
-from backupd.catalog import Catalog, archive_key, manifest_key, note_key
+from backupd.catalog import Catalog
 from backupd.errors import BackupdError
-from backupd.layout import SIGNATURE
+from backupd.layout import SIGNATURE, archive_key, manifest_key, note_key
 from backupd.manifest import Backup, Note, NoteKind, to_json
 from backupd.retention import Policy
 from backupd.selector import Name, name_of

@@ -4,7 +4,8 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from backupd.catalog import Catalog, archive_key
+from backupd.catalog import Catalog
+from backupd.layout import archive_key
 from backupd.manifest import Backup, Manifest, Source, Totals
 from backupd.selector import name_of
 from backupd.store.local import LocalStore
