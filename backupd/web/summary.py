@@ -70,7 +70,7 @@ def facts(status: Status) -> Iterator[Fact]:
     yield _longest(active)
     backups = sum(len(each.backups) for each in status.databases)
     stored = render.size(sum(each.archive_bytes for each in status.databases))
-    count = f"{backups:,} backup{'' if backups == 1 else 's'} of {_databases(len(status.databases))}"
+    count = f"{_counted(backups, 'backup')} of {_databases(len(status.databases))}"
     yield Fact("In the store", stored, count)
     yield _next(removals(status))
 
@@ -103,12 +103,8 @@ def database_facts(database: Database, status: Status) -> Iterator[BackupFact]:
         yield BackupFact(name, age, f"at most {_span(within)} expected" if within is not None else "", backup)
     if database.restore is not None:
         seconds, basis = database.restore
-        note = "measured by a drill" if "drill of" in basis else "by its size: no drill was timed"
-        yield BackupFact("A restore takes", words.span(seconds), note)
-    count = len(database.backups)
-    yield BackupFact(
-        "In the store", render.size(database.archive_bytes), f"{count:,} backup{'' if count == 1 else 's'}"
-    )
+        yield BackupFact("A restore takes", words.span(seconds), _known_by(basis))
+    yield BackupFact("In the store", render.size(database.archive_bytes), _counted(len(database.backups), "backup"))
 
 
 def report_state(report: Report) -> State:
@@ -203,8 +199,12 @@ def _longest(active: Iterable[Database]) -> Fact:
     if not estimates:
         return Fact("A restore takes", "unknown", "there is no good backup")
     seconds, basis, label = max(estimates)
-    note = "measured by a drill" if "drill of" in basis else "by its size: no drill was timed"
-    return Fact("A restore takes", words.span(seconds), f"{note}{', the longest' if len(estimates) > 1 else ''}", label)
+    note = f"{_known_by(basis)}{', the longest' if len(estimates) > 1 else ''}"
+    return Fact("A restore takes", words.span(seconds), note, label)
+
+
+def _known_by(basis: str) -> str:
+    return "measured by a drill" if "drill of" in basis else "by its size: no drill was timed"
 
 
 def _next(found: Sequence[tuple[Database, Removal]]) -> Fact:
