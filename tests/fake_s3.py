@@ -387,7 +387,8 @@ def _store(fake: Fake, key: str, data: bytes, headers: Mapping[str, str], etag: 
         kept |= {"x-amz-object-lock-mode": "GOVERNANCE", "x-amz-object-lock-retain-until-date": until}
     found = fake.versions.setdefault(key, [])
     if not fake.versioned and found:
-        _require_unlocked(fake, found.pop())
+        _require_unlocked(fake, found[-1])
+        found.pop()
     found.append(Version(secrets.token_hex(8), data, kept, f'"{etag}"', fake.now, len(fake.seen)))
     crc32 = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
     checksum = {"x-amz-checksum-crc32": crc32} if "x-amz-checksum-crc32" in headers else {}

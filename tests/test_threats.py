@@ -4,16 +4,21 @@ A promise that something is found out is tested by doing it; so is what the docu
 promise that is too small misleads nobody, and one that is too large does.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 import signed
+from botocore.exceptions import ClientError
+from fake_s3 import Fake
 from fix_encryption import NewKey
 from fix_postgres import PostgresServer
+from fix_store import S3Server
 from fix_tools import Site
 from made_archives import MEMBERS, STARTED_AT
 from made_backups import made_manifest
@@ -152,6 +157,53 @@ def test_a_note_that_somebody_deleted_is_not_missed(catalog: Catalog, store: Mem
         del store.objects[note_key(name_of(backup), "verified", 2) + ending]
 
     assert catalog.backups().backups[0].suspect is None
+
+
+def test_a_note_that_was_signed_for_a_copy_counts_here_and_vouches_for_no_other_bytes(
+    catalog: Catalog, store: MemoryStore
+) -> None:
+    """Not found out: a signature says of which backup a note is, and not in which store."""
+    backup = take(catalog, STARTED_AT)
+    catalog.note(backup, "pinned", True, {}, NOW)
+    second = MemoryStore()
+    put(second, snapshot(store, backup))  # a copy has the same bytes
+    Catalog(second, KEYS).note(backup, "pinned", False, {}, NOW)
+    Catalog(second, KEYS).note(backup, "verified", True, {}, NOW)
+    assert catalog.backups().backups[0].pinned
+    key = archive_key(name_of(backup))
+    put(store, {**snapshot(second, backup), key: bytes(backup.manifest.archive_bytes)})
+
+    (replayed,) = catalog.backups().backups
+    assert (replayed.untrusted, replayed.pinned, replayed.manifest) == (None, False, backup.manifest)
+    assert [note.ok for note in replayed.notes if note.kind == "verified"] == [True]
+    with pytest.raises(VerificationFailed):
+        archive.read_index(catalog.archive(replayed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("versioned", [True, False])
+def test_what_object_lock_holds_can_be_hidden_at_most_and_is_there_again_as_it_was(
+    versioned: bool, fake_s3: Callable[..., tuple[Fake, S3Server]]
+) -> None:
+    """The adversary has every right but to pass over a lock; a service without versions refuses it more."""
+    fake, server = fake_s3(locks=True, versioned=versioned)
+    locking = Catalog(server.store(object_lock="compliance", object_lock_for=30 * DAY), KEYS)
+    backup = locking.note(take(locking, STARTED_AT), "pinned", True, {}, NOW)
+    written = {key: versions[0].id for key, versions in fake.versions.items()}
+    for key, version in written.items():
+        where = {"Bucket": server.bucket, "Key": key}
+        for attempt in (partial(server.client.put_object, Body=b"forged"), server.client.delete_object):
+            with contextlib.nullcontext() if versioned else pytest.raises(ClientError, match="AccessDenied"):
+                attempt(**where)
+        with pytest.raises(ClientError, match="AccessDenied"):
+            server.client.delete_object(**where, VersionId=version)
+
+    assert locking.backups().backups == (() if versioned else (backup,))
+    for key, version in written.items():
+        for later in [each.id for each in fake.versions[key] if each.id != version]:
+            server.client.delete_object(Bucket=server.bucket, Key=key, VersionId=later)
+    assert locking.backups().backups == (backup,)
+    assert verify.verify(locking, backup, NOW, Progress()).id == backup.id
 
 
 def test_what_is_copied_to_another_label_of_the_fleet_is_refused(catalog: Catalog, store: MemoryStore) -> None:
