@@ -39,11 +39,12 @@ def _made(where: Path, name: str) -> tuple[Path, int]:
     _sweep(where)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-", dir=where))
-        mark = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(mark, fcntl.LOCK_EX)
-        if folder.exists():  # else another run swept it before it was locked
-            return folder, mark
-        os.close(mark)
+        with contextlib.suppress(FileNotFoundError):  # another run swept it before it was opened
+            mark = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(mark, fcntl.LOCK_EX)
+            if folder.exists():  # else one swept it before it was locked
+                return folder, mark
+            os.close(mark)
 
 
 def _sweep(where: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,24 @@ def test_a_link_in_scratch_is_removed_and_not_followed(tmp_path: Path) -> None:
 def test_two_runs_have_a_folder_each(tmp_path: Path) -> None:
     with open_scratch(tmp_path, "run") as one, open_scratch(tmp_path, "run") as other:
         assert one != other
+
+
+def test_a_folder_that_another_run_sweeps_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, swept = tempfile.mkdtemp, list[str]()
+
+    def make(**options: Any) -> str:
+        folder: str = made(**options)
+        if not swept:
+            swept.append(folder)
+            Path(folder).rmdir()
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make)
+    with open_scratch(tmp_path, "run") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert len(swept) == 1
 
 
 def test_without_a_setting_scratch_is_in_the_system_s_temporary_folder() -> None:
