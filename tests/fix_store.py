@@ -99,13 +99,16 @@ def s3_credentials() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running_rclone(folder: Path) -> Iterator[str]:
-    """The endpoint of `rclone serve s3` of that folder, a child process; its log lies beside the folder."""
+def running_rclone(folder: Path, secret: str = SECRET_KEY) -> Iterator[str]:
+    """The endpoint of `rclone serve s3` of that folder, a child process; its log lies beside the folder.
+
+    It refuses whoever does not sign with that secret.
+    """
     program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if program is None:
         pytest.skip("rclone is not installed")
     port = _free_port()
-    keys = ["--config", os.devnull, "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
+    keys = ["--config", os.devnull, "--auth-key", f"{ACCESS_KEY},{secret}"]
     argv = [program, "serve", "s3", *keys, "--addr", f"127.0.0.1:{port}", str(folder)]
     with (folder.parent / "rclone.log").open("wb") as log, _child(argv, log):
         _wait_for(port)

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -327,6 +328,15 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
         for pid in each.children():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def namespace() -> list[str]:
+    """Runs a shell script and then the command, in a mount namespace of its own."""
+    command = ["unshare", "--mount", "sh", "-ec"]
+    if os.geteuid() != 0 or shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("only root mounts file systems")
+    return command
 
 
 # --- databases that tests only read

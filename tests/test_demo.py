@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -232,15 +231,6 @@ def test_an_ordinary_user_with_a_closed_home_can_run_it(
     finally:
         home.rmdir()
     assert_nothing_left(temporary)
-
-
-@pytest.fixture
-def namespace() -> list[str]:
-    """Runs a shell script and then the command, in a mount namespace of its own."""
-    command = ["unshare", "--mount", "sh", "-ec"]
-    if os.geteuid() != 0 or shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
-        pytest.skip("only root mounts file systems")
-    return command
 
 
 @pytest.mark.slow

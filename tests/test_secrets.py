@@ -19,6 +19,7 @@ import pyrage
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
 from fix_receiver import Receiver
+from fix_store import ACCESS_KEY, running_rclone
 from fix_tools import LABEL, Site, locked_table, wait_until
 from psycopg import sql
 from test_serve import get, started
@@ -27,6 +28,7 @@ from backupd import settings
 from backupd.sections import SECTIONS
 
 MakeSite = Callable[..., Site]
+ShellClients = Callable[[PostgresServer, str], Path]
 
 FORMS: dict[str, Callable[[str], str]] = {
     "BACKUPD_NOTIFY__URLS": lambda canary: f"json://user:{canary}@127.0.0.1:9/{canary}path",
@@ -228,6 +230,88 @@ def _seal(watched: Watched, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("given", ["environment", "profile"])
+def test_the_credentials_of_an_s3_are_nowhere_but_where_they_were_put(
+    given: str, watched: Watched, tmp_path: Path
+) -> None:
+    """rclone asks for them, and its folder is a part of what is searched."""
+    here, secret = watched.site, watched.canaries["AWS_SECRET_ACCESS_KEY"]
+    wrong = f"{secret}butwrong"
+    here.settings |= {"BACKUPD_STORE__URL": "s3://bucket/a/prefix", "BACKUPD_STORE__S3__REGION": "us-east-1"}
+    credentials = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": secret}
+    refused = credentials | {"AWS_SECRET_ACCESS_KEY": wrong}
+    if given == "profile":
+        kept = tmp_path / "credentials"
+        kept.write_text("".join(_profile(name, **each) for name, each in (("right", credentials), ("wrong", refused))))
+        names = {"AWS_SHARED_CREDENTIALS_FILE": str(kept), "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+        credentials, refused = ({**names, "AWS_PROFILE": name} for name in ("right", "wrong"))
+    here.settings |= credentials
+    served = here.folder / "served"
+    (served / "bucket").mkdir(parents=True)
+    with running_rclone(served, secret) as endpoint:
+        here.settings["BACKUPD_STORE__S3__ENDPOINT_URL"] = endpoint
+        assert watched.run("backup") == 0
+        assert watched.run("restore", "latest", "--as=canaries") == 0
+        assert watched.run("backup", **refused) == 12
+        here.settings["BACKUPD_LOG__FORMAT"] = "console"
+        assert watched.run("verify", "all", **refused) == 12
+    assert watched.run("list") == 10
+    assert list(served.rglob("*.json"))
+    watched.assert_nowhere()
+
+
+def _profile(name: str, **settings_: str) -> str:
+    """A profile in a file of AWS's."""
+    return f"[{name}]\n" + "".join(f"{key.lower()} = {value}\n" for key, value in settings_.items())
+
+
+@pytest.mark.slow
+def test_a_drill_s_secrets_are_nowhere_but_where_they_were_put(watched: Watched, postgres18: PostgresServer) -> None:
+    here = watched.site
+    name = f"canary_{os.urandom(4).hex()}"
+    here.settings["BACKUPD_DRILL__URL"] = f"postgresql://{name}@127.0.0.1:{postgres18.port}/postgres"
+    role, password = sql.Identifier(name), watched.canaries["BACKUPD_DRILL__PASSWORD"]
+    assert watched.run("backup") == 0
+    with postgres18.connect() as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} SUPERUSER LOGIN PASSWORD {}").format(role, password))
+        try:
+            assert watched.run("drill") == 0
+            (archive,) = here.store.rglob("*.tar")
+            archive.write_bytes(bytes(archive.stat().st_size))
+            assert watched.run("drill") == 14
+        finally:
+            connection.execute(sql.SQL("DROP ROLE {}").format(role))
+    assert len(list(here.store.rglob("*.drilled-*.json"))) == 2
+    watched.assert_nowhere()
+
+
+LAST_WORDS = """
+mount -t tmpfs none {new}; touch {new}/termination-log; mount --bind {kept} {new}/termination-log
+for each in null zero full random urandom; do touch {new}/$each; mount --bind /dev/$each {new}/$each; done
+mount --rbind {new} /dev; exec "$@"
+"""
+"""Gives a command devices of its own, with the file that Kubernetes mounts into a container for its last words."""
+
+
+@pytest.mark.slow
+def test_a_pod_s_last_words_have_no_secret(
+    watched: Watched, namespace: list[str], shell_clients: ShellClients, tmp_path: Path
+) -> None:
+    here, kept = watched.site, tmp_path / "termination-log"
+    (tmp_path / "devices").mkdir()
+    here.prefix = [*namespace, LAST_WORDS.format(new=tmp_path / "devices", kept=kept), "sh"]
+    talkative = {"BACKUPD_DUMP__CLIENTS": str(shell_clients(here.server, SAID))}
+    wrong = {"BACKUPD_SOURCE__PASSWORD": f"{watched.canaries['BACKUPD_SOURCE__PASSWORD']}butwrong"}
+    two_lines = {"BACKUPD_SOURCE__PASSWORD": "canary of\ntwo lines"}
+    for code, changed in ((18, talkative), (12, wrong), (2, two_lines)):
+        here.secrets += [line for value in changed.values() if "canary" in value for line in value.splitlines()]
+        kept.write_text("")
+        assert here.run("backup", **changed).code == code
+        assert f"({code})\n" in kept.read_text()
+        here.assert_no_secret(kept.read_text())
+
+
+@pytest.mark.slow
 def test_whoever_is_told_or_asks_learns_no_secret(watched: Watched, receiver: Receiver, tmp_path: Path) -> None:
     here = watched.site
     here.settings["BACKUPD_NOTIFY__URLS"] = f"json://127.0.0.1:{receiver.port}/hook"
@@ -274,9 +358,7 @@ def test_a_password_is_nowhere_however_it_was_given(given: str, watched: Watched
 
 
 @pytest.mark.slow
-def test_what_a_client_finds_and_says_is_masked(
-    watched: Watched, shell_clients: Callable[[PostgresServer, str], Path]
-) -> None:
+def test_what_a_client_finds_and_says_is_masked(watched: Watched, shell_clients: ShellClients) -> None:
     here = watched.site
     assert watched.run("backup", BACKUPD_DUMP__CLIENTS=str(shell_clients(here.server, SAID))) == 18
     watched.assert_nowhere()
