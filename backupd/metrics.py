@@ -89,7 +89,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("backupd_runs", ("verb", "result"), "Runs that this daemon started, by how they ended.", "counter"),
     Metric("backupd_build_info", ("version",), "1, and which version of backupd says so."),
 )
-"""Every metric that there is; the README's table is this one."""
+"""Every metric that there is; the table in OPERATIONS.md is this one."""
 
 _LABELS = {metric.name: metric.labels for metric in METRICS}
 _PUSH_HINT = "See BACKUPD_METRICS__PUSHGATEWAY_URL; backups are not hindered."

@@ -14,6 +14,8 @@ from backupd.sections import RUN_VARIABLES, variables
 TOP = Path(__file__).parent.parent
 README = (TOP / "README.md").read_text(encoding="utf-8")
 FORMAT_TEXT = (TOP / "FORMAT.md").read_text(encoding="utf-8")
+OPERATIONS = (TOP / "OPERATIONS.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([*TOP.glob("*.md"), *(TOP / "chart").rglob("*.md")])
 
 VERBS = sorted(getattr(get_command(cli.app), "commands"))  # noqa: B009  # typer's own class, without a public name
 
@@ -46,9 +48,25 @@ def test_every_variable_is_in_the_readme() -> None:
 
 def test_every_variable_that_the_documents_name_exists() -> None:
     known = {name for one in variables() for name in (one.name, one.file_name)} | set(RUN_VARIABLES)
-    named = set(re.findall(r"\bBACKUPD_[A-Z0-9_]*[A-Z0-9]\b", README + FORMAT_TEXT))
+    named = set(re.findall(r"\bBACKUPD_[A-Z0-9_]*[A-Z0-9]\b", README + FORMAT_TEXT + OPERATIONS))
 
     assert named <= known
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link may name behind `#` in a document: its headings, as forges write them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(TOP)))
+def test_every_link_to_another_place_in_the_documents_leads_there(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"\s+", " ", document.read_text(encoding="utf-8")))
+
+    for file, _, anchor in (link.partition("#") for link in links if not link.startswith(("http://", "https://"))):
+        place = (document.parent / file).resolve() if file else document
+        assert place.exists(), f"{document.name} links to {file}"
+        assert not anchor or anchor in anchors(place), f"{document.name} links to {file}#{anchor}"
 
 
 def test_the_format_document_has_every_field_of_the_manifest() -> None:

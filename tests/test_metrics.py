@@ -29,7 +29,7 @@ from backupd.retention import Policy
 from backupd.selector import Label, Name
 from backupd.status import Expected, Reading, status
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+OPERATIONS = (Path(__file__).parent.parent / "OPERATIONS.md").read_text(encoding="utf-8")
 NOW = datetime(2026, 11, 26, 9, 0, tzinfo=UTC)
 EXPECTED = Expected("prod", max_age=timedelta(hours=30), policy=Policy(last=3))
 
@@ -196,8 +196,8 @@ def test_no_label_grows_with_the_number_of_backups() -> None:
     assert ("backupd_build_info", __version__) in one
 
 
-def test_the_readmes_table_is_that_of_the_code() -> None:
-    table = README.partition("| metric | labels | meaning |\n|---|---|---|\n")[2].partition("\n\n")[0]
+def test_the_table_in_the_documents_is_that_of_the_code() -> None:
+    table = OPERATIONS.partition("| metric | labels | meaning |\n|---|---|---|\n")[2].partition("\n\n")[0]
     rows = [
         f"| `{metric.name}{'_total' if metric.kind == 'counter' else ''}` |"
         f" {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
