@@ -32,13 +32,14 @@ class Server:
 
     `keywords` are libpq's, without the database and never with a secret (an empty `password` keeps PGPASSWORD out).
     `passfile` is the text of the user's PGPASSFILE. `environment` is what children get: the process's own without any
-    secret.
+    secret. An answer to a session of ours may take `patience_seconds`, or for ever.
     """
 
     keywords: Mapping[str, str]
     password: str | None = field(default=None, repr=False)
     passfile: str | None = field(default=None, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    patience_seconds: float | None = None
 
 
 def passfile_text(server: Server) -> str | None:

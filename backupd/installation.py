@@ -7,7 +7,7 @@ which only reads the catalog imports neither psycopg nor boto3.
 import contextlib
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -73,11 +73,12 @@ class Installation:
         return Identities(self.settings.encryption.identities_file)
 
     @contextlib.contextmanager
-    def source(self, purpose: str) -> "Iterator[postgres.Access]":
+    def source(self, purpose: str, patience_seconds: float | None = None) -> "Iterator[postgres.Access]":
         """The source's server, reached by the first of its databases that lets us in."""
         named = (*_literal(self.settings.source.databases), self.settings.default_database, MAINTENANCE_DATABASE)
         databases = list(dict.fromkeys(name for name in named if name))
-        with _reached(self.settings.source_server(), databases, purpose) as access:
+        server = replace(self.settings.source_server(), patience_seconds=patience_seconds)
+        with _reached(server, databases, purpose) as access:
             yield access
 
     @contextlib.contextmanager

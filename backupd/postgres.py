@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any, LiteralString, cast
 
 import psycopg
 from psycopg import conninfo, sql
+from psycopg.abc import RV, PQGen
 
 from backupd import connection, scratch
 from backupd.errors import (
@@ -66,6 +67,43 @@ class Access:
     def conninfo(self, database: str) -> str:
         """A connection string for children's command lines: without the password."""
         return str(conninfo.make_conninfo(**self.server.keywords, dbname=database))
+
+
+class _Link(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that may give its server up: one that hangs keeps its connections, and answers nothing.
+
+    Keepalives are its kernel's to answer, and `statement_timeout` its own to keep.
+    """
+
+    patience_seconds: float | None = None
+
+    def wait(self, gen: PQGen[RV], *arguments: Any, **keywords: Any) -> RV:  # noqa: ANN401  # a minor version's own
+        """As psycopg's, through which every answer comes. Raises DatabaseError where none comes in time."""
+        if self.patience_seconds is None:
+            return super().wait(gen, *arguments, **keywords)
+        try:
+            return super().wait(_within(self.patience_seconds, gen, _place(self)), *arguments, **keywords)
+        except DatabaseError:
+            self.close()
+            raise
+
+
+def _within(seconds: float, answer: PQGen[RV], place: str) -> PQGen[RV]:
+    """The same steps to an answer. Raises DatabaseError where it is not whole by then, however it trickles in."""
+    deadline = time.monotonic() + seconds
+    try:
+        wanted = next(answer)
+        while True:
+            ready = yield wanted
+            if time.monotonic() > deadline:
+                raise DatabaseError(
+                    f"{place}: the server has not answered for {seconds:.0f} s",
+                    detail="That is the longest that BACKUPD_DUMP__MAX_SECONDS allows.",
+                    hint="Look whether it hangs: it still holds the connection. Then run the backup again.",
+                )
+            wanted = answer.send(ready)
+    except StopIteration as exc:
+        return cast("RV", exc.value)
 
 
 class Session:
@@ -274,11 +312,12 @@ def _connect(
     place = server.keywords.get("host") or "the configured host"
     try:
         with _translated(f"{place}, database {database}"):
-            link = psycopg.connect(conninfo.make_conninfo(**keywords), autocommit=True)
+            link = _Link.connect(conninfo.make_conninfo(**keywords), autocommit=True)
     except DatabaseError as exc:
         if not connection.names_host(server):
             exc.hint = "No host is set, so this machine was tried: set PGHOST or BACKUPD_SOURCE__HOST."
         raise
+    link.patience_seconds = server.patience_seconds
     with contextlib.closing(link):
         # First of all: a database's owner may put a schema with a pg_backend_pid() of his own before pg_catalog.
         with _translated(_place(link)):

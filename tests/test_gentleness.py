@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
-from fix_tools import Running, Site, locked_table, wait_until
+from fix_tools import Running, Site, Wire, locked_table, wait_until
 from store_memory import MemoryStore
 
 from backupd.errors import UsageError
@@ -62,6 +62,42 @@ def test_a_snapshot_that_is_held_for_too_long_ends_the_dump_and_leaves_nothing(
     here.assert_failed(ended, 18, "database")
     assert "held its snapshot for more than 1 s" in ended.error["message"]
     assert "BACKUPD_DUMP__MAX_SECONDS" in ended.error["detail"]
+
+
+class Muted(Wire):
+    """A wire over which the server says nothing any more, once it was asked that; its connections stay."""
+
+    def __init__(self, port: int, question: bytes) -> None:
+        self._question = question
+        super().__init__(port)
+
+    def _ask(self, data: bytes, passed: int) -> bytes:
+        if self._question in data:
+            self.held.set()
+        return data
+
+    def _answer(self, data: bytes, passed: int) -> bytes:
+        if self.held.is_set():
+            self._go.wait()
+        return data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "question", ["search_path", "pg_try_advisory_lock", "pg_export_snapshot", "pg_stat_progress_copy"]
+)
+def test_a_server_that_falls_silent_ends_a_dump_after_its_longest_time(
+    postgres17: PostgresServer, site: MakeSite, table: str, question: str
+) -> None:
+    here = site(postgres17)
+    here.remember()
+    with Muted(postgres17.port, question.encode()) as muted, locked_table(postgres17, table, "t"):
+        server = {"BACKUPD_SOURCE__HOST": "127.0.0.1", "BACKUPD_SOURCE__PORT": str(muted.port)}
+        ended = here.run("backup", table, BACKUPD_DUMP__MAX_SECONDS="1", **server)
+
+    assert muted.held.is_set()
+    here.assert_failed(ended, 18, "database")
+    assert "has not answered for 1 s" in ended.error["message"] + (ended.error["detail"] or "")
 
 
 @pytest.mark.slow

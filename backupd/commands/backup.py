@@ -92,7 +92,8 @@ def _take_each(run: Run, chosen: _Chosen) -> list[Backup]:
 
     here, taken = run.here, []
     settings_ = here.settings
-    with run.beginning(chosen.names), here.source("backup") as access, terminal.shown() as progress:
+    reached = here.source("backup", settings_.dump.max_seconds)
+    with run.beginning(chosen.names), reached as access, terminal.shown() as progress:
         client = dump.choose_for_dump(here.clients(), access.major)
         _warn_of_client(client, access.major)
         run.databases = here.databases(access, chosen.names)
