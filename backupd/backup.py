@@ -144,12 +144,17 @@ def take(
 
 
 def _taken_before(catalog: Catalog, job: Job, now: datetime) -> Backup | None:
-    """The newest backup that is as good as a new one. Asked under the lock: nobody takes another meanwhile."""
+    """The newest backup that is as good as a new one. Asked under the lock: nobody takes another meanwhile.
+
+    One that is not trusted, or was found bad since, is not; one that looked wrong as it was taken would look so again.
+    """
     if job.unless_since is None:
         return None
     patterns = Filter(job.options.include, job.options.exclude)
     for each in catalog.backups(job.server, job.database).backups:
-        if job.unless_since <= each.manifest.started_at <= now and (each.manifest.filter or Filter()) == patterns:
+        in_time = job.unless_since <= each.manifest.started_at <= now
+        bad = each.suspect not in (None, each.manifest.suspect)
+        if in_time and not bad and (each.manifest.filter or Filter()) == patterns:
             _log.info("backup.taken_before", backup=str(name_of(each)), since=job.unless_since.isoformat())
             return each
     return None

@@ -651,3 +651,7 @@ def test_a_backup_that_began_since_is_as_good_as_a_new_one(
     assert "backup.taken_before" in [each["event"] for each in again.events]
     assert here.run("backup", name, "--unless-since", began.isoformat(), **filtered).code == 0
     assert len(here.listed()) == 2
+
+    here.catalog.note(first, "verified", False, {"error": "archive is damaged"}, began)
+    assert here.run("backup", name, "--unless-since", began.isoformat()).code == 0
+    assert len(here.listed()) == 3

@@ -53,6 +53,8 @@ def test_a_signed_backup_is_checked_by_minisign_restored_and_refused_without_its
     assert (refused.code, refused.error["reason"]) == (14, "not_trusted")
     assert not exists(signing.server, f"{target}_2")
     assert "NOT TRUSTED: it has no signature" in signing.run("list").stdout
+    assert signing.run("backup", shop, "--unless-since", backup.manifest.started_at.isoformat()).code == 0
+    assert len(signing.listed()) == 2, "what nobody signed kept a backup from being taken"
 
 
 @pytest.mark.slow
