@@ -276,6 +276,17 @@ def test_a_gigabyte_in_one_frame_takes_little_memory(suffix: str, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_row_without_an_end_is_refused_before_it_fills_the_memory() -> None:
+    rows = decode.lines("1.dat", [b"1\n", b"22", *[bytes(1000)] * 10], 5000)
+
+    assert next(rows) == b"1"
+    with pytest.raises(VerificationFailed, match="damaged") as caught:
+        next(rows)
+    assert "a row of more than 5000 bytes" in str(caught.value.detail)
+    longest = [b"1" * 5000 + b"\n", b"2" * 5000, b"\n\\.\n\n\n"]
+    assert [len(row) for row in decode.lines("1.dat", longest, 5000)] == [5000, 5000]
+
+
 def test_a_frame_that_asks_for_a_huge_window_is_refused() -> None:
     assert "does not decode" in str(refused("blob_1.dat.zst", zeros_zst(27)).detail)
 
