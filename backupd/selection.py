@@ -150,8 +150,16 @@ class _Ties:
         child = self.relations.get((entry.namespace, entry.tag))
         parent = next((table for table in self.tables_of(entry) if table is not child), None)
         if child is not None and parent is not None:
+            if child is parent or child in self._above(parent):
+                raise VerificationFailed(f"toc.dat has table {entry.namespace}.{entry.tag} as a partition of itself")
             self.parent[child.dump_id] = parent
             self.children[parent.dump_id].append(child)
+
+    def _above(self, relation: Entry) -> Iterator[Entry]:
+        above = self.parent.get(relation.dump_id)
+        while above is not None:
+            yield above
+            above = self.parent.get(above.dump_id)
 
     def dependencies(self, entry: Entry) -> list[Entry]:
         """What is in the dump of the entries that it names."""

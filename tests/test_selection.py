@@ -56,6 +56,13 @@ def test_a_table_brings_its_rows_and_its_schema_and_nothing_else() -> None:
     assert chosen(BOTH, "s.a").use_list == "1;\n10;\n20;\n"
 
 
+def test_tables_that_are_partitions_of_each_other_are_refused() -> None:
+    circle = [entry(30, "TABLE ATTACH", "a", 10, 11), entry(31, "TABLE ATTACH", "b", 11, 10)]
+
+    with pytest.raises(VerificationFailed, match="b as a partition of itself"):
+        chosen([*BOTH, *circle], "s.a")
+
+
 def test_a_schema_brings_all_that_is_in_it_and_what_that_needs() -> None:
     entries = [
         *BOTH,
