@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fix_store import hidden_files
@@ -206,6 +207,20 @@ def test_a_file_system_that_knows_no_sync_of_folders_works(root: Path, monkeypat
     monkeypatch.setattr(os, "fsync", fsync)
     put(local_store(root), "db/x", b"data")
     assert files(root) == ["db/x"]
+
+
+def test_a_link_whose_answer_was_lost_is_ours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS asks again, and is then told that the name is taken."""
+    real = os.link
+
+    def link(*names: Any, **options: Any) -> None:
+        real(*names, **options)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(os, "link", link)
+    put(local_store(root), "db/x", b"data")
+    assert files(root) == ["db/x"]
+    assert (root / "db" / "x").read_bytes() == b"data"
 
 
 def test_a_range_beyond_the_end_is_told_at_the_entry(root: Path) -> None:

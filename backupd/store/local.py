@@ -138,7 +138,8 @@ class LocalStore:
         try:
             path.hardlink_to(temporary)
         except FileExistsError as exc:
-            raise self._exists(key) from exc
+            if not path.samefile(temporary):  # else it is ours: NFS asks again where an answer was lost
+                raise self._exists(key) from exc
         except OSError as exc:
             if exc.errno not in _NO_LINKS:
                 raise
