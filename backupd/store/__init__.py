@@ -117,7 +117,10 @@ class S3Options:
     """How many parts one upload may have; some services allow 1,000."""
 
     part_bytes: int = 16 << 20
-    """The smallest part (at least 5 MiB); doubled until the expected size fits. Three parts are held in memory."""
+    """The smallest part (at least 5 MiB); doubled until the expected size fits. Three parts are held in memory.
+
+    Larger ones were not faster (408 MB: 2.4 s with 16 MiB and two threads, 2.9 s with 32 MiB and four; performance 3),
+    and smaller ones are more requests, each of which is paid for."""
 
     object_lock: Literal["governance", "compliance"] | None = None
     """How each object is locked as it is written; None leaves it to the bucket, which may have a default."""
