@@ -122,7 +122,8 @@ def test_a_restored_database_has_statistics_of_every_table(
     assert -1 not in counts.values()  # never looked at
     assert counts["orders"] == counts["orders_2025"] + counts["orders_2026"] + counts["orders_rest"] == 500
     assert counts["events_0"] + counts["events_1"] == 100
-    assert {"customers", "orders", "orders_2025", "events_0", "animals", "carts", "totals", "pg_class"} <= known
+    assert {"customers", "orders", "orders_2025", "animals", "carts", "totals", "pg_class"} <= known
+    assert {"events_0", "events_1"} & known  # by the hash of an enum's OID: one of them may be empty
     assert extended == (1,)
 
 
