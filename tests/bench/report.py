@@ -108,8 +108,9 @@ def _word(goal: Goal) -> str:
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table of Markdown, its columns aligned."""
-    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    rows = [head, ["-" * width for width in widths], *lines]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    rows = [cells[0], ["-" * width for width in widths], *cells[1:]]
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     )
