@@ -1,4 +1,4 @@
-"""What all tests share: the fixtures' modules, and a header that says what runs."""
+"""What all tests share: the fixtures' modules, what CI may skip, and a header that says what runs."""
 
 import os
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ pytest_plugins = [
     "fix_cluster",
     "fix_encryption",
     "fix_receiver",
+    "skips",
 ]
 
 

@@ -12,7 +12,6 @@ import itertools
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +22,12 @@ import psycopg
 from attack import arena
 from attack.archives import CODES, PLANTED, assert_quiet
 from attack.outcome import Attack
-from fix_postgres import OPTIONS, PostgresServer
+from fix_postgres import PostgresServer, running_server
 from fix_restore import contents
 from psycopg import sql
 from traps import SPRUNG, fill_traps
 
-from backupd import throwaway, toc
+from backupd import toc
 
 WHOLE, PART = 120, 4
 MAJORS = (15, 17, 18)
@@ -54,27 +53,12 @@ def campaign(seed: int, count: int, folder: Path) -> Iterator[Attack]:
     kinds = [*_kinds(sentinel)]
     chance.shuffle(kinds)
     with contextlib.ExitStack() as stack:
-        servers = {major: stack.enter_context(_served(major)) for major in MAJORS}
+        servers = {major: stack.enter_context(running_server(major)) for major in MAJORS}
         pit = stack.enter_context(arena.opened())
         for number, kind in enumerate(itertools.islice(itertools.chain(kinds, _by_chance(chance, sentinel)), count)):
             major = kind.majors[number % len(kind.majors)]
             act = partial(_attack, pit, servers[major], kind, seed * 10_000 + number, folder / f"{number}", sentinel)
             yield Attack(f"{number} {kind.name}, PostgreSQL {major}", act)
-
-
-@contextlib.contextmanager
-def _served(major: int) -> Iterator[PostgresServer]:
-    install = next(each for each in throwaway.find_servers() if each.major == major)
-    with throwaway.start(install, Path(tempfile.gettempdir()), options=OPTIONS, listen=True) as server:
-        yield PostgresServer(
-            major=major,
-            host=str(server.socket_directory),
-            port=server.port,
-            user=server.superuser,
-            password=server.password,
-            bin_directory=install.bin_directory,
-            data_directory=server.data_directory,
-        )
 
 
 # --- one attack
