@@ -5,6 +5,9 @@ took it: this daemon before a restart, another one, somebody by hand. What ended
 another run was busy, is no run of its slot. In memory there is only which slots were tried, so that what fails at once
 is not tried again and again.
 
+While the catalog cannot be read nobody can say what a slot lacks, so it waits. But only runs tell people: so after a
+while a backup is begun all the same, once a slot, which fails and tells. Its slot stays open.
+
 A verb is a child, since it may need a gigabyte, crash, or be killed, and nothing of that is to end the daemon.
 """
 
@@ -32,8 +35,8 @@ ABORT_SECONDS = 20.0
 WAIT_SECONDS = 6 * 3600
 """How long a backup waits for another run of the same database: as long as the chart lets one run."""
 
-SOURCE_PATIENCE = timedelta(minutes=10)
-"""How long a server may take to start before a backup fails for it: after a reboot it starts together with us."""
+PATIENCE = timedelta(minutes=10)
+"""How long a server or a store may be away before a backup fails for it: after a reboot all of us start together."""
 
 _AGAIN = timedelta(seconds=10)  # until what could not be asked is asked again
 _LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
@@ -77,8 +80,15 @@ def outstanding(verb: Verb, slot: Slot, known: Known) -> list[str] | None:
     if expected and not missing:
         return None
     names = [] if len(missing) == len(expected) else ["--", *(label.database for label in missing)]
-    # Another daemon, or a person, may have begun one since the catalog was read: waited for, it is this slot's.
-    return ["backup", "--wait", f"{WAIT_SECONDS}", "--unless-since", slot.begins_at.isoformat(), *names]
+    return [*_backup(slot), *names]
+
+
+def _backup(slot: Slot) -> list[str]:
+    """The command line of a slot's backup of all databases.
+
+    Another daemon, or a person, may have begun one since the catalog was read: waited for, it is this slot's.
+    """
+    return ["backup", "--wait", f"{WAIT_SECONDS}", "--unless-since", slot.begins_at.isoformat()]
 
 
 def _begun(known: Known) -> Mapping[Label, list[datetime]]:
@@ -107,6 +117,7 @@ class Scheduler:
     now: Callable[[], datetime]
     who: str
     tried: dict[Verb, Slot] = field(default_factory=dict)
+    told: Slot | None = None
     waiting_since: dict[Verb, datetime] = field(default_factory=dict)
 
     def begin(self) -> None:
@@ -132,7 +143,7 @@ class Scheduler:
         except BackupdError as exc:
             self.tried[planned.verb] = Slot(now, now + _AGAIN)
             _log.warning("run.postponed", verb=planned.verb, message=exc.message, detail=exc.detail, hint=exc.hint)
-            return None
+            return self._tell(planned.verb, slot, now)
         self.tried[planned.verb] = slot
         arguments = outstanding(planned.verb, slot, known)
         return None if arguments is None else self.start(arguments)
@@ -140,9 +151,16 @@ class Scheduler:
     def _known(self, verb: Verb, now: datetime) -> Known:
         """What is known; raises as `know`, for the source some time only."""
         since = self.waiting_since.setdefault(verb, now)
-        known = self.know(verb == "backup" and now - since < SOURCE_PATIENCE)
+        known = self.know(verb == "backup" and now - since < PATIENCE)
         del self.waiting_since[verb]
         return known
+
+    def _tell(self, verb: Verb, slot: Slot, now: datetime) -> int | None:
+        """Runs a backup for a slot of which nothing is known, once, and late enough: it says why it fails."""
+        if verb != "backup" or now - self.waiting_since[verb] < PATIENCE or self.told == slot:
+            return None
+        self.told = slot
+        return self.start(_backup(slot))
 
 
 def run_child(arguments: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -268,6 +268,20 @@ def test_a_run_of_which_no_database_is_known_is_told_too(
     assert "Connection refused" in body
 
 
+@pytest.mark.slow
+def test_each_run_tells_while_the_store_does_not_answer(
+    site: Callable[..., Site], postgres17: PostgresServer, receiver: Receiver
+) -> None:
+    """As `serve` runs it, which knows nothing of its slot then; no record says that it was told before."""
+    here = site(postgres17, **receiver.settings)
+    here.store.rmdir()
+    for _ in range(2):
+        assert here.run("backup", "postgres", "--unless-since", "2026-11-26T02:30:00Z").code == 10
+
+    assert [title for title, _ in receiver.messages] == ["backupd prod: postgres failed"] * 2
+    assert all("store (10)" in body for _, body in receiver.messages)
+
+
 def test_a_drill_that_fails_is_told(here: Catalog, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKUPD_NOTIFY__URLS", receiver.settings["BACKUPD_NOTIFY__URLS"])
 

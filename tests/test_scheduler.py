@@ -197,11 +197,22 @@ def test_databases_that_nobody_named_are_those_of_the_catalog() -> None:
 def test_a_catalog_that_cannot_be_read_puts_a_run_off_until_it_can() -> None:
     world = World(at("20 02:31"), unreadable=True)
     daemon = world.daemon()
-    world.live(daemon, "20 05:00")
+    world.live(daemon, "20 02:40", timedelta(minutes=1))
     world.unreadable = False
     world.live(daemon, "21 02:00")
 
-    assert [moment[:5] for moment, _ in world.runs] == ["20 05"]
+    assert [moment[:-1] for moment, _ in world.runs] == ["20 02:4"]
+
+
+def test_a_catalog_that_stays_unreadable_has_one_backup_a_slot_that_fails_and_tells() -> None:
+    world = World(at("20 02:31"), unreadable=True, outcome="killed")
+    daemon = world.daemon(Planned("backup", NIGHTLY), Planned("prune", NIGHTLY), Planned("drill", NIGHTLY))
+    world.live(daemon, "22 01:00", timedelta(minutes=1))
+    assert world.runs == [("20 02:41", "backup"), ("21 02:30", "backup")]
+
+    world.unreadable, world.outcome = False, "ok"
+    world.live(daemon, "22 02:00")
+    assert [run for _, run in world.runs[2:]] == ["backup", "prune --yes", "drill --newest-undrilled"]
 
 
 def test_a_clock_that_is_set_back_runs_nothing_again() -> None:
