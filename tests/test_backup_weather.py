@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
 from fix_store import FaultProxy, S3Server
@@ -323,6 +324,34 @@ def test_a_lock_that_only_a_worker_does_not_get_is_tried_again_with_one_job(
     retried = [event for event in ended.events if event["event"] == "backup.retried"]
     assert [event["jobs"] for event in retried] == [1]
     here.assert_clean()
+
+
+def _fill_the_lock_table(connection: "psycopg.Connection[tuple[object, ...]]") -> None:
+    """By locks on nothing, of the session: the failure of the last one leaves the others where they are."""
+    for key in range(100_000):
+        connection.execute("SELECT pg_advisory_lock_shared(7, %s)", [key])
+
+
+@pytest.mark.parametrize("room", [0, 50], ids=["for a session", "for a dump"])
+def test_a_server_without_room_for_locks_fails_as_such_after_one_job_was_tried(
+    room: int, own_postgres: Callable[..., tuple[PostgresServer, Callable[[], None]]], site: MakeSite
+) -> None:
+    few = {"max_connections": "20", "max_locks_per_transaction": "10", "max_wal_senders": "0"}
+    server, _ = own_postgres(**few, max_worker_processes="1", autovacuum_max_workers="1")
+    here = site(server)
+    here.remember()
+    with server.connect() as connection:
+        for number in range(200):
+            connection.execute(f"CREATE TABLE t{number} AS SELECT 1 AS n".encode())
+        with pytest.raises(psycopg.errors.OutOfMemory):
+            _fill_the_lock_table(connection)
+        for key in range(room):
+            connection.execute("SELECT pg_advisory_unlock_shared(7, %s)", [key])
+        ended = here.run("backup", "postgres", BACKUPD_DUMP__JOBS="2")
+    here.assert_failed(ended, 18, "locks_exhausted")
+    assert "max_locks_per_transaction" in ended.error["hint"]
+    if room:
+        assert [event["jobs"] for event in ended.events if event["event"] == "backup.retried"] == [1]
 
 
 @pytest.mark.parametrize("whose", ["pg_dump's", "the lock's"])
