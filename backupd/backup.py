@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -18,7 +18,6 @@ from pathlib import Path
 
 from backupd import (
     __version__,
-    anomaly,
     archive,
     contract,
     decode,
@@ -27,6 +26,7 @@ from backupd import (
     hold,
     log,
     postgres,
+    predecessors,
     readme,
     scratch,
     threads,
@@ -35,7 +35,7 @@ from backupd import (
 from backupd.catalog import Catalog, Listing, new_id
 from backupd.errors import BackupdError, DatabaseError, LocksExhausted, ReplicaConflict, VerificationFailed
 from backupd.layout import archive_key
-from backupd.manifest import Backup, Contract, Filter, Manifest, Source, Table, Totals, format_of
+from backupd.manifest import Backup, Contract, Filter, Manifest, Source, Totals, format_of
 from backupd.progress import Progress
 from backupd.selector import Label, Name, name_of
 
@@ -124,8 +124,7 @@ def take(
         _sweep(catalog, job, started_at)
         if not dump.may_share_snapshot(access.standby, access.version_num):
             job = replace(job, options=replace(job.options, jobs=1))
-        # before the dump: it is the lock's holder alone who adds to it, and some services hash again what they list
-        earlier = _earlier(catalog, job)
+        earlier = predecessors.read(catalog, job.server, job.database)  # only who has the lock adds to it
         run = _Run(job, access, client, backup_id, started_at, lock, progress, earlier)
         try:
             manifest = _despite_replay(run, catalog, folder, clock)
@@ -310,53 +309,10 @@ def _store(run: _Run, catalog: Catalog, stream: _Stream, clock: Callable[[], dat
         written = writer.finish(promised)
         run.lock.check()
     manifest = _manifest(run, stream, promised, written, clock())
-    return replace(manifest, suspect=_suspicion(run, catalog, manifest, promised))
-
-
-def _earlier(catalog: Catalog, job: Job) -> Listing | None:
-    """What the store has of the database; what cannot be read of it is said, and stops no backup."""
-    try:
-        listing = catalog.backups(job.server, job.database)
-    except BackupdError as exc:
-        _log.warning("anomaly.unknown", message=exc.message, action="this backup is compared with no earlier one")
-        return None
-    for broken in listing.broken:
-        _log.warning("anomaly.unknown", key=broken.key, message=broken.error.message, action="backupd list")
-    return listing
-
-
-def _suspicion(run: _Run, catalog: Catalog, manifest: Manifest, promised: Contract) -> str | None:
-    """Why this backup looks wrong beside its predecessors; what cannot be read of them is passed over, and said."""
     if run.earlier is None:
-        return None
-    _warn_of_clock(manifest, run.earlier.backups)
-    earlier = anomaly.predecessors(manifest, run.earlier.backups)
-    reasons = [*anomaly.in_all(manifest.totals, [each.manifest.totals for each in earlier])]
-    if manifest.recipients:
-        _log.info("anomaly.totals_only", why="the backup is encrypted, and its manifest may name no table")
-    else:
-        reasons += anomaly.of_tables(promised.tables, _tables(catalog, earlier))
-    return "; ".join(reasons) or None
-
-
-def _warn_of_clock(manifest: Manifest, backups: Sequence[Backup]) -> None:
-    """Says that this backup is not the newest one by its name, and so not `latest`, though it was taken last."""
-    newest = next(iter(backups), None)
-    if newest is not None and newest.manifest.started_at > manifest.started_at:
-        behind = (newest.manifest.started_at - manifest.started_at).total_seconds()
-        action = "set this machine's clock; until then `latest` is the other backup, and nothing is pruned"
-        _log.warning("clock.behind", newest=newest.id, backup=manifest.id, seconds=round(behind), action=action)
-
-
-def _tables(catalog: Catalog, backups: Sequence[Backup]) -> Iterator[Sequence[Table]]:
-    """The tables of each backup, read when they are asked for; those that are sealed here are passed over."""
-    for backup in backups:
-        if catalog.archive(backup).sealed:
-            continue
-        try:
-            yield archive.read_index(catalog.archive(backup)).contract.tables
-        except BackupdError as exc:
-            _log.warning("anomaly.unknown", backup=backup.id, message=exc.message, action="backupd verify it")
+        return manifest
+    predecessors.warn_of_clock(manifest, run.earlier.backups)
+    return replace(manifest, suspect=predecessors.suspicion(catalog, run.earlier.backups, manifest, promised))
 
 
 def _warn_of_unlogged(run: _Run, promised: Contract) -> None:

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("settings", frozenset({"settings"})),
     ("verbs", frozenset({"backup", "copy", "restore", "verify", "doctor", "demo", "drill", "rekey", "report"})),
     ("before a verb", frozenset({"hold", "notice", "preflight", "status"})),
-    ("before those", frozenset({"fetch", "freshness", "outline"})),
+    ("before those", frozenset({"fetch", "freshness", "outline", "predecessors"})),
     ("memory", frozenset({"catalog"})),
     ("what it reads", frozenset({"reader"})),
     ("values for others", frozenset({"grants"})),
