@@ -5,9 +5,10 @@ is not printable is shown escaped, here, in the one place that all text for peop
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from backupd import words
 from backupd.catalog import Listing
 from backupd.errors import BackupdError, Retained
 from backupd.manifest import Backup, Filter, Index, Manifest
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # a quarter of a second of psycopg, which `list` does not nee
     from backupd.preflight import Plan as RestorePlan
     from backupd.restore import Restored
 
-_LONGEST_SECONDS = timedelta.max.total_seconds() - 1  # rounded
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -65,8 +65,8 @@ def age(since: datetime, now: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them; numbers come from notes that anybody may have written."""
-    return f"{seconds:.1f} s" if seconds < 120 else str(timedelta(seconds=round(min(seconds, _LONGEST_SECONDS))))
+    """Seconds as people say them, of a short time with its tenths."""
+    return f"{seconds:.1f} s" if seconds < 120 else words.span(seconds)
 
 
 def proof(backup: Backup) -> str:

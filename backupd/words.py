@@ -4,9 +4,10 @@ What is said may come from a store that anybody wrote to: no value of a manifest
 """
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_LONGEST_SECONDS = timedelta.max.total_seconds() - 1
 _LONG = 48 * 3600  # up to here in hours: a backup a day is 26 h old, not 1 d 2 h
 
 
@@ -14,7 +15,7 @@ def span(seconds: float, units: int = 2) -> str:
     """Seconds in the one or two units that matter: `42 s`, `3 min 20 s`, `26 h`, `2 d 4 h`, `41 d`."""
     if not math.isfinite(seconds):
         return "unknown"
-    left = max(0, round(seconds))
+    left = round(min(max(0, seconds), _LONGEST_SECONDS))
     parts: list[str] = []
     for unit, size in _UNITS[left < _LONG :]:
         count, left = divmod(left, size)

@@ -1,7 +1,6 @@
 """What the campaign of hostile archives found, each by itself: one odd note, list or number stops nothing else."""
 
 import json
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def test_a_note_with_a_number_that_is_none_is_broken_and_stops_no_listing(made: 
 
 @pytest.mark.parametrize("seconds", [1e300, float(1 << 62), 1 << 62])
 def test_a_duration_beyond_all_calendars_is_shown(seconds: float) -> None:
-    assert render.duration(seconds) == str(timedelta(days=999_999_999, hours=23, minutes=59, seconds=59))
+    assert render.duration(seconds) == "999999999 d"
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,7 @@ def test_a_broken_manifest_is_a_warning_and_its_database_is_known() -> None:
         (93600, "26 h"),
         (187200, "2 d 4 h"),
         (86400 * 41 + 7200, "41 d"),
+        (1e300, "999999999 d"),
         (float("inf"), "unknown"),
         (float("nan"), "unknown"),
     ],
