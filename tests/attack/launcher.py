@@ -20,17 +20,23 @@ import botocore.session
 from backupd import __main__ as program
 
 _LATE = (
-    *(
-        "backupd.backup",
-        "backupd.cli",
-        "backupd.copy",
-        "backupd.drill",
-        "backupd.rekey",
-        "backupd.restore",
-        "backupd.swap",
-    ),
-    *("backupd.verify", "backupd.store.local", "backupd.store.paced", "backupd.store.s3"),
-    *("boto3.s3.inject", "boto3.s3.transfer", "encodings.idna", "inotify_simple", "pyrage", "typer._adapters"),
+    "backupd.backup",
+    "backupd.cli",
+    "backupd.copy",
+    "backupd.drill",
+    "backupd.rekey",
+    "backupd.restore",
+    "backupd.store.local",
+    "backupd.store.paced",
+    "backupd.store.s3",
+    "backupd.swap",
+    "backupd.verify",
+    "boto3.s3.inject",
+    "boto3.s3.transfer",
+    "encodings.idna",
+    "inotify_simple",
+    "pyrage",
+    "typer._adapters",
 )
 """What a run imports once it is known to need it; seen by what `sys.modules` has more at its end."""
 
