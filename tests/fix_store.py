@@ -163,7 +163,15 @@ def fake_s3(s3_credentials: None) -> Iterator[Callable[..., tuple[Fake, S3Server
         yield start
 
 
-@pytest.fixture(params=["memory", "paced", "local", "moto", "rclone", "fake"])
+@pytest.fixture(
+    params=[
+        "memory",
+        "paced",
+        "local",
+        "rclone",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("moto", "fake")),
+    ]
+)
 def store_case(request: pytest.FixtureRequest, tmp_path: Path) -> StoreCase:
     """Each store in turn."""
     if request.param == "memory":

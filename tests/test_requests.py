@@ -25,6 +25,8 @@ from backupd.manifest import Backup, to_json
 from backupd.progress import Progress
 from backupd.selector import Label, Name
 
+pytestmark = pytest.mark.slow
+
 MakeFake = Callable[..., tuple[Fake, S3Server]]
 MakeSite = Callable[..., Site]
 ShopOf = Callable[[PostgresServer], str]

@@ -34,6 +34,7 @@ def signature_file(here: Site, backup: Backup) -> Path:
     return here.store / (manifest_key(name_of(backup)) + SIGNATURE)
 
 
+@pytest.mark.slow
 def test_a_signed_backup_is_checked_by_minisign_restored_and_refused_without_its_signature(
     signing: Site, shop_of: Callable[[PostgresServer], str], tmp_path: Path
 ) -> None:

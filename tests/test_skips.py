@@ -30,6 +30,7 @@ def test_of_a_build(): pytest.skip("this PostgreSQL was built without that")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "code", "outcome"),
     [("true", 1, "1 failed, 1 skipped, 1 xfailed, 1 error"), ("", 0, "3 skipped, 1 xfailed")],
@@ -40,6 +41,7 @@ def test_what_skips_itself_fails_in_ci_and_nowhere_else(given: str, code: int, o
     assert ("skipped in CI: zstd is not installed" in ended.stdout) == bool(given)
 
 
+@pytest.mark.slow
 def test_a_module_that_skips_itself_fails_in_ci(tmp_path: Path) -> None:
     module = "import pytest\npytest.importorskip('no_such_module')\ndef test_it(): ...\n"
     assert _run(module, "", tmp_path).returncode == 5  # nothing was collected

@@ -24,6 +24,8 @@ from backupd.retention import Policy
 from backupd.selector import Label, Name
 from backupd.store import S3Options, Store
 
+pytestmark = pytest.mark.slow
+
 MakeFake = Callable[..., tuple[Fake, S3Server]]
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -20,6 +20,8 @@ from backupd.progress import Progress
 from backupd.retention import Policy
 from backupd.store import Store
 
+pytestmark = pytest.mark.slow
+
 MakeFake = Callable[..., tuple[Fake, S3Server]]
 PARTS = bytes(range(256)) * (2 * PART_BYTES // 256) + b"and a little"
 

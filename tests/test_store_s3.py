@@ -29,6 +29,8 @@ from backupd.errors import (
 from backupd.store import S3Options, Store, open_store
 from backupd.store.s3 import S3Store
 
+pytestmark = pytest.mark.slow
+
 CHUNK_BYTES = 128 * 1024
 PARTS = random.Random(2).randbytes(3 * PART_BYTES + 4321)
 Proxied = Callable[[S3Server], tuple[FaultProxy, S3Server]]
