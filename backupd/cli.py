@@ -119,13 +119,13 @@ def _print_versions(wanted: bool) -> None:
     from backupd import postgres
     from backupd.doctor import describe_client
 
-    print(f"backupd {__version__}")
+    shared.say(f"backupd {__version__}")
     try:
         for client in shared.installation().clients():
-            print(f"pg_dump and pg_restore {describe_client(client)}")
+            shared.say(f"pg_dump and pg_restore {describe_client(client)}")
     except BackupdError as exc:  # wrong settings are no reason to hide a version
-        print(f"pg_dump and pg_restore were not looked for: {exc.message}")
-    print(f"psycopg {metadata.version('psycopg')} with libpq {postgres.libpq_version()}")
+        shared.say(f"pg_dump and pg_restore were not looked for: {exc.message}")
+    shared.say(f"psycopg {metadata.version('psycopg')} with libpq {postgres.libpq_version()}")
     raise typer.Exit
 
 

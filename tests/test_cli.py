@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from made_archives import make_archive
 from made_backups import ARCHIVE, made_manifest
 
 from backupd import cli
@@ -63,6 +65,20 @@ def ids(found: Catalog) -> set[str]:
 
 def test_an_empty_store_lists_no_backups(run: Callable[..., Ran]) -> None:
     assert run("list") == (0, "no backups\n", "")
+
+
+def test_what_a_manifest_says_reaches_no_terminal_unescaped(
+    run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_archive(tmp_path)
+    monkeypatch.setenv("BACKUPD_STORE__URL", made.store.url)
+    words = "\x1b[2J\x9bPWN\x00\u202e\n\u2028"
+    made.catalog.commit(replace(made.manifest, suspect=words))
+    for arguments in (("list",), ("show", "latest"), ("verify", "latest"), ("confirm", "latest")):
+        code, printed, _ = run(*arguments)
+        assert code == 0
+        assert "PWN" in printed
+        assert all(line.isprintable() for line in printed.split("\n"))
 
 
 def test_list_shows_each_backup_and_json_has_its_manifest(found: Catalog, run: Callable[..., Ran]) -> None:

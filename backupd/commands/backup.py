@@ -158,7 +158,7 @@ def _print_taken(taken: Backup, as_json: bool) -> None:
         return
     manifest, totals = taken.manifest, taken.manifest.totals
     seconds = (manifest.finished_at - manifest.started_at).total_seconds()
-    print(
+    shared.say(
         f"{name_of(taken)}: {totals.rows} rows in {totals.tables} tables, {render.size(manifest.archive_bytes)},"
         f" {render.duration(seconds)}"
     )
@@ -212,7 +212,7 @@ def copy(
         shared.print_json({"store": second.store.url, "new": copied.new, **shared.backup_json(copied.backup)})
         return
     said = "is now" if copied.new else "is already"
-    print(f"{name_of(chosen)}: {said} in {second.store.url}, {render.size(chosen.manifest.archive_bytes)}")
+    shared.say(f"{name_of(chosen)}: {said} in {second.store.url}, {render.size(chosen.manifest.archive_bytes)}")
 
 
 @app.command()
@@ -242,11 +242,11 @@ def rekey(
                 _log.error("rekey.failed", backup=str(name_of(each)), message=exc.message, detail=exc.detail)
                 continue
             said = "is now" if rekeyed.new else "is already"
-            shared.print_json({"rekeyed_from": each.id, **shared.backup_json(rekeyed.backup)}) if json_ else print(
+            shared.print_json({"rekeyed_from": each.id, **shared.backup_json(rekeyed.backup)}) if json_ else shared.say(
                 f"{name_of(each)}: {said} {rekeyed.backup.id}"
             )
     if not chosen and not json_:
-        print("nothing to rekey: every backup is encrypted to these recipients, or was rekeyed to them")
+        shared.say("nothing to rekey: every backup is encrypted to these recipients, or was rekeyed to them")
     shared.raise_failures(failures, len(chosen), "backups were not rekeyed")
 
 

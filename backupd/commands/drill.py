@@ -48,7 +48,7 @@ def drill(
         chosen = _undrilled(run.found) if newest_undrilled else run.found.find(backup or "latest")
         if chosen is None:
             nothing = "nothing to drill: the newest backup of each database was drilled"
-            shared.print_json(None) if json_ else print(nothing)
+            shared.print_json(None) if json_ else shared.say(nothing)
             return
         drilled = _drill(run.here, run.found, chosen)
         run.note(chosen.source.database, "drill", chosen, drilled.seconds)
@@ -57,7 +57,7 @@ def drill(
             whole = {**asdict(drilled), "message_type": "summary", "backup": shared.backup_json(drilled.backup)}
             shared.print_json(whole)
         else:
-            print(render.drilled(drilled))
+            shared.say(render.drilled(drilled))
 
 
 def _drill(here: Installation, found: catalog.Catalog, chosen: Backup) -> "drill_verb.Drilled":
@@ -105,4 +105,4 @@ def _show_step(shown: "demo_verb.Shown") -> None:
             pass
         case _:
             text = render.comparison(shown)
-    print(text, flush=True)
+    shared.say(text, flush=True)

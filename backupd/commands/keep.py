@@ -25,7 +25,7 @@ def prune(yes: shared.Yes = False, json_: shared.Json = False) -> None:
         _log.warning("backup.broken", key=broken.key, message=broken.error.message, action="backupd list")
     plan = retention.plan(listing.backups, loaded.retention.policy(), shared.now())
     if not json_:
-        print(render.plan(plan))
+        shared.say(render.plan(plan))
     retained = shared.carry_out(found, plan) if yes else []
     if json_:
         decisions = [_decision_json(each) for each in plan.decisions]
@@ -33,9 +33,9 @@ def prune(yes: shared.Yes = False, json_: shared.Json = False) -> None:
         shared.print_json({"decisions": decisions, "frozen": list(plan.frozen), "done": yes, "retained": kept})
         return
     for each, exc in retained:
-        print(f"{name_of(each)}: {render.retained(exc)}")
+        shared.say(f"{name_of(each)}: {render.retained(exc)}")
     if plan.removed and not yes:
-        print(f"{len(plan.removed)} to remove: nothing was removed, --yes removes them")
+        shared.say(f"{len(plan.removed)} to remove: nothing was removed, --yes removes them")
 
 
 def _decision_json(decision: retention.Decision) -> dict[str, object]:
@@ -52,7 +52,7 @@ def delete(backup: shared.BackupName, yes: shared.Yes = False) -> None:
     if not yes:
         raise UsageError(f"would delete {name_of(chosen)}", hint="Give --yes to delete it.")
     found.delete(chosen)
-    print(f"deleted {name_of(chosen)}")
+    shared.say(f"deleted {name_of(chosen)}")
 
 
 @app.command()
@@ -65,7 +65,7 @@ def sign(backup: shared.BackupName, yes: shared.Yes = False) -> None:
         raise UsageError("there is no key to sign with", hint="Set BACKUPD_SIGNING__KEY_FILE.")
     chosen = found.find(backup)
     if found.keys.trusted and chosen.untrusted is None:
-        print(f"{name_of(chosen)} is signed already")
+        shared.say(f"{name_of(chosen)} is signed already")
         return
     if not yes:
         identity, sha256 = chosen.manifest.source.system_identifier, chosen.manifest.archive_sha256
@@ -73,7 +73,7 @@ def sign(backup: shared.BackupName, yes: shared.Yes = False) -> None:
         raise UsageError(message, hint="Give --yes if you know that nobody else wrote it: a signature says just that.")
     with terminal.shown() as progress:
         verb.sign(found, chosen, shared.now(), progress)
-    print(f"signed {name_of(chosen)}, after reading it to its end")
+    shared.say(f"signed {name_of(chosen)}, after reading it to its end")
 
 
 @app.command()
@@ -92,7 +92,7 @@ def _note_pin(text: str, *, pinned: bool) -> None:
     found = shared.installation().catalog()
     chosen = found.find(text)
     found.note(chosen, "pinned", pinned, {}, shared.now())
-    print(f"{'pinned' if pinned else 'unpinned'} {name_of(chosen)}")
+    shared.say(f"{'pinned' if pinned else 'unpinned'} {name_of(chosen)}")
 
 
 @app.command()
@@ -106,7 +106,7 @@ def confirm(backup: shared.BackupName) -> None:
         hint = "What verify or drill found wrong, only a better verify or drill takes back." if chosen.suspect else None
         raise UsageError(f"backup {chosen.id} did not look wrong when it was taken", hint=hint)
     found.note(chosen, "confirmed", True, {"why": why}, shared.now())
-    print(f"confirmed {name_of(chosen)}: {render.printable(why)}")
+    shared.say(f"confirmed {name_of(chosen)}: {why}")
 
 
 @app.command()
@@ -120,12 +120,11 @@ def adopt(
     identity = backups[0].source.system_identifier
     older = [each for each in backups if each.source.system_identifier != identity]
     for each in older:
-        was = render.printable(each.source.system_identifier)
-        print(f"{'adopted' if yes else 'would adopt'} {name_of(each)} (was {was})")
+        shared.say(f"{'adopted' if yes else 'would adopt'} {name_of(each)} (was {each.source.system_identifier})")
         if yes:
             found.note(each, "adopted", True, {"system_identifier": identity}, shared.now())
     if not older:
-        print(f"nothing to adopt: all {len(backups)} backups are of cluster {render.printable(identity)}")
+        shared.say(f"nothing to adopt: all {len(backups)} backups are of cluster {identity}")
 
 
 @app.command()
@@ -139,7 +138,7 @@ def retire(
         found.note(_readable(listing)[0], "retired", True, {}, shared.now())
     for label in {each.label for each in listing.failures}:
         found.forget_failures(label)
-    print(f"retired {render.printable(database)}: `backupd check` expects no new backup of it")
+    shared.say(f"retired {database}: `backupd check` expects no new backup of it")
 
 
 def _readable(listing: catalog.Listing) -> Sequence[Backup]:

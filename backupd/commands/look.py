@@ -36,13 +36,13 @@ def list_(
     listing = _listing(database)
     if orphans:
         rows = [(entry.key, entry.size_bytes, f"{entry.modified_at:%Y-%m-%d %H:%M}") for entry in listing.orphans]
-        shared.print_json([asdict(entry) for entry in listing.orphans]) if json_ else print(
+        shared.print_json([asdict(entry) for entry in listing.orphans]) if json_ else shared.say(
             render.table(("ORPHAN", "BYTES", "MODIFIED"), rows) if rows else "no orphans"
         )
     elif json_:
         shared.print_json([shared.backup_json(each) for each in listing.backups])
     else:
-        print(render.listing(listing, shared.now()))
+        shared.say(render.listing(listing, shared.now()))
     for broken in listing.broken:
         _log.warning("backup.broken", key=broken.key, message=broken.error.message, action="backupd list --json")
 
@@ -51,7 +51,7 @@ def list_(
 def show(backup: shared.BackupName, json_: shared.Json = False) -> None:
     """Show what one backup holds and what was proven of it."""
     chosen = shared.installation().catalog().find(backup)
-    shared.print_json(shared.backup_json(chosen)) if json_ else print(render.show(chosen))
+    shared.print_json(shared.backup_json(chosen)) if json_ else shared.say(render.show(chosen))
 
 
 @app.command()
@@ -62,7 +62,7 @@ def tables(backup: shared.BackupName, json_: shared.Json = False) -> None:
     found = shared.installation().catalog()
     chosen = found.find(backup)
     index = archive.read_index(found.archive(chosen))
-    shared.print_json(_without_passwords(index.contract)) if json_ else print(render.tables(index))
+    shared.print_json(_without_passwords(index.contract)) if json_ else shared.say(render.tables(index))
 
 
 def _without_passwords(contract: Contract) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def verify(
                     continue
                 run.note(each.source.database, "verify", each, time.monotonic() - began)
                 sealed = ", not decoded: no identities are set" if found.archive(each).sealed else ""
-                shared.print_json(shared.backup_json(verified)) if json_ else print(
+                shared.print_json(shared.backup_json(verified)) if json_ else shared.say(
                     f"{name_of(each)}: {render.proof(verified)}{sealed}"
                 )
         shared.raise_failures(failures, len(chosen), "backups are not good")
@@ -129,7 +129,7 @@ def check(
     if not found:
         raise Stale("no database is expected and none is backed up", hint="Set BACKUPD_SOURCE__DATABASES.")
     if not json_:
-        print(f"ok: {render.printable(text)}")
+        shared.say(f"ok: {text}")
 
 
 @app.command()
@@ -146,9 +146,9 @@ def digest() -> None:
     listing = found.backups(here.settings.source.server)
     reading = status.Reading(found.store.url, now)
     title, body = notice.digest(status.status(listing, here.expectations(labels, now), reading, now))
-    print(render.printable(title))
+    shared.say(title)
     for line in body.splitlines():
-        print(render.printable(line))
+        shared.say(line)
     tell.send_text(here, title, body)
 
 
@@ -182,7 +182,7 @@ def doctor(
         shared.print_json(findings)
     else:
         for finding in findings:
-            print(render.finding(finding))
+            shared.say(render.finding(finding))
     failed = next((finding for finding in findings if finding.status == "fail"), None)
     raise typer.Exit(failed.exit_code if failed else 0)
 
@@ -191,13 +191,13 @@ def _print_grants(loaded: settings.Settings, sql: bool, policy: bool, lifecycle:
     if sql:
         databases = loaded.source.databases or (loaded.default_database or "*",)
         role = loaded.source.user or loaded.environment.get("PGUSER") or "backup"
-        print(grants.backup_sql(role, databases))
-        print(grants.restore_sql(loaded.target.user or "restore", loaded.target.database, databases))
+        shared.put(grants.backup_sql(role, databases))
+        shared.put(grants.restore_sql(loaded.target.user or "restore", loaded.target.database, databases))
     options = loaded.s3_options()
     documents = [*grants.policies(loaded.store_url(), options).values()] if policy else []
     documents += [grants.lifecycle(loaded.store_url(), loaded.retention.policy(), options)] if lifecycle else []
     for document in documents:
-        print(json.dumps(document, indent=2))
+        shared.put(json.dumps(document, indent=2))
 
 
 def _doctor_subject(here: Installation) -> "doctor_verb.Subject":

@@ -42,7 +42,7 @@ def report(
     made = verb.report(seen, begin, end)
     text = shared.json_text(made) if json_ else _html(made)
     if output is None:
-        print(text)
+        shared.put(text)
     else:
         _write(output, text)
 

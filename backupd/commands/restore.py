@@ -161,14 +161,14 @@ def restore(
     if json_:
         shared.print_json({"message_type": "summary", "backup": str(name_of(chosen)), **asdict(restored)})
         return
-    print(render.comparison(restored))
+    shared.say(render.comparison(restored))
     if job.wanted:
-        print(render.left_out(restored))
+        shared.say(render.left_out(restored))
     for line in restored.roles:
-        print(render.printable(line))
+        shared.say(line)
     seconds = ", ".join(f"{stage} {render.duration(spent)}" for stage, spent in restored.seconds.items())
     promised = "the chosen part of" if job.wanted else "what"
-    print(render.printable(f"database {name} holds {promised} backup {chosen.id} promises ({seconds})"))
+    shared.say(f"database {name} holds {promised} backup {chosen.id} promises ({seconds})")
     if restored.kept is not None and restored.gap_seconds is not None:
         _print_swapped(name, restored.kept, restored.gap_seconds)
 
@@ -206,18 +206,14 @@ def _script(path: Path | None) -> "target.Script | None":
 
 def _print_plan(plan: "preflight.Plan", errors: Sequence[BackupdError], as_json: bool) -> None:
     """Prints what would be done, and ends with the first failure's exit code, as `doctor` does."""
-    shared.print_json(plan) if as_json else print(render.restore_plan(plan))
+    shared.print_json(plan) if as_json else shared.say(render.restore_plan(plan))
     if errors:
         raise typer.Exit(errors[0].exit_code)
 
 
 def _print_swapped(live: str, kept: str, gap_seconds: float) -> None:
-    print(
-        render.printable(
-            f"it is {live} now; nobody could connect for {gap_seconds:.3f} s; the old one is kept as {kept}"
-        )
-    )
-    print(render.printable(f"`backupd undo {live}` swaps back; `backupd undo {live} --drop --yes` forgets the old one"))
+    shared.say(f"it is {live} now; nobody could connect for {gap_seconds:.3f} s; the old one is kept as {kept}")
+    shared.say(f"`backupd undo {live}` swaps back; `backupd undo {live} --drop --yes` forgets the old one")
 
 
 def _resume(live: str, other: str | None, as_json: bool) -> None:
@@ -236,12 +232,12 @@ def _resume(live: str, other: str | None, as_json: bool) -> None:
         shared.print_json(resumed)
         return
     for name in resumed.dropped:
-        print(render.printable(f"dropped {name}, which had not proved equal: restore again"))
+        shared.say(f"dropped {name}, which had not proved equal: restore again")
     if resumed.swapped is not None:
-        print(render.printable(f"database {live} holds what was restored and compared"))
+        shared.say(f"database {live} holds what was restored and compared")
         _print_swapped(live, resumed.swapped.kept, resumed.swapped.gap_seconds)
     elif not resumed.dropped:
-        print(render.printable(f"nothing is left to do: no restore beside {live} was cut off"))
+        shared.say(f"nothing is left to do: no restore beside {live} was cut off")
 
 
 @app.command()
@@ -261,8 +257,8 @@ def undo(
             swapped = swap.undo(access, maintenance, database)
         elif yes:
             names = swap.forget(access, maintenance, database)
-            shared.print_json({"dropped": names}) if json_ else print(
-                render.printable(f"dropped: {', '.join(names) or 'nothing was kept'}")
+            shared.print_json({"dropped": names}) if json_ else shared.say(
+                f"dropped: {', '.join(names) or 'nothing was kept'}"
             )
             return
         else:
@@ -273,18 +269,14 @@ def undo(
     if json_:
         shared.print_json(swapped)
         return
-    print(render.printable(f"database {database} is again what it was before"))
-    print(
-        render.printable(
-            f"nobody could connect for {swapped.gap_seconds:.3f} s; the other one is kept as {swapped.kept}"
-        )
-    )
+    shared.say(f"database {database} is again what it was before")
+    shared.say(f"nobody could connect for {swapped.gap_seconds:.3f} s; the other one is kept as {swapped.kept}")
 
 
 def _refuse_to_drop(live: str, kept: Sequence[tuple[str, int]]) -> None:
     """Without --yes only says what would go; with nothing kept that is all there is to say."""
     if not kept:
-        print(f"no database is kept that was {render.printable(live)} before")
+        shared.say(f"no database is kept that was {live} before")
         return
     names = ", ".join(f"{name} ({render.size(size_bytes)})" for name, size_bytes in kept)
     raise UsageError(f"would drop {names}", hint="Give --yes to drop it for good.")
@@ -305,4 +297,4 @@ def fetch(
         directory.mkdir(mode=0o700)
     with terminal.shown() as progress:
         verb.members(found, chosen, index, directory, progress)
-    print(f"pg_restore --exit-on-error --jobs=4 --dbname=NAME {shlex.quote(str(directory))}")
+    shared.say(f"pg_restore --exit-on-error --jobs=4 --dbname=NAME {shlex.quote(str(directory))}")

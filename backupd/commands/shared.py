@@ -1,4 +1,4 @@
-"""What the verbs' functions share: the settings once, the clock, JSON on stdout, and failures of several as one.
+"""What the verbs' functions share: the settings once, the clock, what goes to stdout, and failures of several as one.
 
 A module of its own, since the verbs stand in several and cli.py imports them all.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from backupd import log, retention, settings
+from backupd import log, render, retention, settings
 from backupd.catalog import Catalog
 from backupd.errors import BackupdError, Partial, Retained
 from backupd.installation import Installation
@@ -56,9 +56,19 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def say(text: str, *, flush: bool = False) -> None:
+    """Prints text for people. What is not printable in it is escaped: whoever names a database commands no terminal."""
+    print("\n".join(map(render.printable, text.split("\n"))), flush=flush)
+
+
+def put(text: str) -> None:
+    """Prints text for programs, as it is."""
+    print(text)
+
+
 def print_json(value: object) -> None:
     """Prints one line of JSON."""
-    print(json_text(value))
+    put(json_text(value))
 
 
 def json_text(value: object) -> str:

@@ -33,7 +33,7 @@ from fix_tools import Site
 from forged import Change, Document, Forgery, Original
 
 from backupd import decode, throwaway
-from backupd.manifest import format_of
+from backupd.manifest import FORMAT, format_of
 from backupd.selector import Label
 
 WHOLE, PART = 450, 12
@@ -324,7 +324,7 @@ _LAYOUTS: dict[str, Change] = {
         members=[each for each in document["members"] if each["name"] != "toc.dat"]
     ),
     "another id": lambda document: document.update(id="20200101T000000Z-00000000"),
-    "future": lambda document: document.update(format=2),
+    "future": lambda document: document.update(format=FORMAT + 1),
     "far future": lambda document: document.update(format=10**30),
 }
 
