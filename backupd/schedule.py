@@ -3,7 +3,8 @@
 A slot begins where the schedule fires and ends where it fires next. It is done when a run has begun in it, so that the
 records of the runs are all the memory there is: after a restart, or a clock that was set back, no slot runs twice; one
 that was missed is still open and runs once, however many went by; a run that a wrong clock put into the future is in
-another slot and hinders nothing.
+another slot and hinders nothing. What outlasts its slot is the next one's run: a clock set back to the first one then
+finds none there.
 
 Slots are local times first, each of which is one moment. Where a clock is set back, a time that comes twice is the
 earlier one; where it is set forward, a time that never comes is as much later as the clock jumps. croniter alone, given

@@ -20,7 +20,7 @@ from backupd.catalog import Listing
 from backupd.failure import Failure
 from backupd.manifest import Backup
 from backupd.retention import Policy, plan
-from backupd.schedule import Schedule, is_done, slot_at
+from backupd.schedule import Schedule, Slot, is_done, slot_at
 from backupd.scheduler import Known, Planned, Scheduler
 from backupd.selector import Label
 
@@ -43,6 +43,7 @@ class Day:
     failures: list[Failure] = field(default_factory=list)
     begun: dict[str, list[datetime]] = field(default_factory=lambda: {name: [] for name in DATABASES})
     removed: int = 0
+    set_back: bool = False
 
     def know(self, source: bool = True) -> Known:
         """The catalog, and the source, which always answers."""
@@ -53,14 +54,21 @@ class Day:
         """`backup`: each database takes its time, and now and then one fails; retention follows, as it always does."""
         assert arguments[0] == "backup"
         names = arguments[arguments.index("--") + 1 :] if "--" in arguments else DATABASES
-        failed = sum(self._back_up(name) for name in names)
+        since = datetime.fromisoformat(arguments[arguments.index("--unless-since") + 1])
+        slot = slot_at(self.schedule, self.now)
+        failed = sum(self._back_up(name, since, slot) for name in names)
         return 18 if failed else 0
 
-    def _back_up(self, name: str) -> bool:
+    def _back_up(self, name: str, since: datetime, run_slot: Slot) -> bool:
         slot = slot_at(self.schedule, self.now)
         own = [each.manifest.started_at for each in self.backups if each.source.database == name]
+        if any(since <= moment <= self.now for moment in own):
+            return False
         failed_at = [each.at for each in self.failures if each.database == name]
-        assert not is_done(slot, [*own, *failed_at]), f"{name} has a run in the slot of {slot.begins_at} already"
+        # A turn that comes in the next slot makes its own one lack a run, once the clock is set back to that.
+        late = self.set_back and slot != run_slot
+        done = is_done(slot, [*own, *failed_at])
+        assert late or not done, f"{name} has a run in the slot of {slot.begins_at} already"
         self.begun[name].append(self.now)
         number = sum(map(len, self.begun.values()))
         failed = self.chance.random() < 0.1
@@ -104,8 +112,9 @@ def _act(chance: random.Random, schedule: Schedule, begin: datetime) -> str:
     restarts = 0
     stepped = chance.randrange(300, 1200)
     for minute in range(26 * 60):
-        if minute == stepped:
-            day.now -= HOUR * chance.choice([0, 1])
+        if minute == stepped and chance.choice([False, True]):
+            day.now -= HOUR
+            day.set_back = True
         if chance.random() < 0.005:  # killed, and started again after a while: nothing of its memory is left
             restarts += 1
             day.now += MINUTE * chance.choice([0, 1, 30, 300])
