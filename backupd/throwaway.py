@@ -105,7 +105,8 @@ def start(
 
 def _candidates(path: str | None) -> Iterator[Path]:
     for pattern in _INSTALLATIONS:
-        yield from Path("/").glob(pattern.lstrip("/"))
+        with contextlib.suppress(OSError):  # what cannot be read holds no server
+            yield from sorted(Path("/").glob(pattern.lstrip("/")))
     for module in _WHEELS:
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.origin is not None:
@@ -117,11 +118,11 @@ def _candidates(path: str | None) -> Iterator[Path]:
 
 def _major(bin_directory: Path, uid: int | None = None) -> int | None:
     """The major version of the server there; None where there is none that can be run (by that user)."""
-    if not (bin_directory / "initdb").exists():
-        return None
     try:
+        if not (bin_directory / "initdb").exists():
+            return None
         finished = process.run([str(bin_directory / "postgres"), "--version"], _ENVIRONMENT, uid=uid)
-    except BackupdError:
+    except (BackupdError, OSError):
         return None
     version = re.match(r"postgres \(PostgreSQL\) ([0-9]+)", finished.stdout)
     return int(version[1]) if version and finished.status == 0 else None

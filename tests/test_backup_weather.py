@@ -16,7 +16,7 @@ from fix_store import FaultProxy, S3Server
 from fix_tools import Running, Site, Wire, fill_large, locked_table, s3_site, small_disk
 from psycopg import sql
 
-from backupd.errors import VerificationFailed
+from backupd.errors import UsageError, VerificationFailed
 from backupd.failure import ENDING
 
 MakeSite = Callable[..., Site]
@@ -475,6 +475,16 @@ def test_a_scratch_that_cannot_be_used_is_a_usage_error(
     ended = here.run("backup", shop_of(postgres17), BACKUPD_SCRATCH__DIRECTORY=str(tmp_path / "missing"))
     here.assert_failed(ended, 2, "usage")
     assert "BACKUPD_SCRATCH__DIRECTORY" in ended.error["hint"]
+
+
+def test_a_scratch_whose_folder_is_gone_at_the_end_of_the_dump_is_a_usage_error(
+    postgres17: PostgresServer, site: MakeSite, shop_of: Shop, tampering_clients: MakeClients
+) -> None:
+    here, database = site(postgres17), shop_of(postgres17)
+    here.earlier(database)
+    with pytest.raises(UsageError, match="could not use scratch"):
+        here.take(database, clients=tampering_clients(postgres17, "target.rmdir(); sys.exit()"))
+    here.assert_untouched()
 
 
 @pytest.mark.parametrize("call", ["inotify_init1:error=EMFILE", "inotify_add_watch:error=ENOSPC"])

@@ -453,6 +453,16 @@ def test_a_folder_without_pg_restore_is_named(case: Case, tmp_path: Path) -> Non
     assert str(half / "pg_dump") not in found["clients"].text
 
 
+@pytest.mark.parametrize("name", ["missing", "n" * 300])
+def test_a_folder_that_cannot_be_looked_into_has_no_clients(tmp_path: Path, name: str) -> None:
+    there = fake_clients(tmp_path / "clients", "17.12")
+
+    found = {each.folder for each in dump.find_clients([tmp_path / name, there], {})}
+
+    assert there in found
+    assert tmp_path / name not in found
+
+
 def test_a_pg_restore_of_another_version_is_found(case: Case, tmp_path: Path) -> None:
     mixed = fake_clients(tmp_path / "mixed", "17.12", restore_version="9.6.24")
     found = case.examine(clients=clients_in(mixed))
