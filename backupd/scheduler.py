@@ -163,25 +163,34 @@ class Scheduler:
         return self.start(_backup(slot))
 
 
-def run_child(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+def run_child(arguments: Sequence[str], environment: Mapping[str, str], limit_seconds: float) -> int:
     """Runs `backupd ARGUMENTS` to its end, logs what it logs, and returns its exit code.
 
-    An interruption is passed on: the child cleans up, and is killed with all it started where that takes too long.
+    An interruption is passed on, and what outlasts the limit is interrupted, since no other run begins before its end:
+    the child cleans up, and is killed with all it started where that takes too long.
     """
     _log.info("run.started", arguments=list(arguments))
     words = _Words()
     argv = [sys.executable, "-m", "backupd", *arguments]
     with process.start(argv, {**environment, "BACKUPD_LOG__FORMAT": "json"}, on_line=words.relay) as child:
         try:
-            status = child.wait()
+            status = child.wait(limit_seconds)
         except Interrupted:
-            child.interrupt(signal.SIGTERM)
-            child.wait(ABORT_SECONDS)
+            _interrupt(child)
             raise
+        if status is None:
+            action = "look for what it waits for, or raise BACKUPD_SERVE__RUN_LIMIT"
+            _log.error("run.outlasted", arguments=list(arguments), limit_seconds=limit_seconds, action=action)
+            status = _interrupt(child)
         child.stderr()  # until all of it was relayed
     code = 1 if status is None else 128 - status if status < 0 else status
     _log.log(_level(code), "run.ended", arguments=list(arguments), exit_code=code, last_event=words.last_event)
     return code
+
+
+def _interrupt(child: process.Child) -> int | None:
+    child.interrupt(signal.SIGTERM)
+    return child.wait(ABORT_SECONDS)
 
 
 def _level(code: int) -> int:

@@ -293,6 +293,9 @@ class ServeSettings(BaseModel, frozen=True):
         default=None, description="who does not send it, as bearer's token or as any user's password, is refused"
     )
     refresh: _Duration = Field(default=timedelta(seconds=60), description="how often the store is read")
+    run_limit: _Duration = Field(
+        default=timedelta(days=1), description="how long a run may take, with its waiting, before it is ended"
+    )
     command: str = Field(
         default="backupd", description="how backupd is called here, for commands on pages: `docker compose exec ...`"
     )

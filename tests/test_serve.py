@@ -548,6 +548,25 @@ def test_two_daemons_that_start_together_take_one_backup(
 
 
 @pytest.mark.slow
+def test_a_run_that_outlasts_its_limit_is_ended_and_the_daemon_goes_on(
+    site: Callable[..., Site], postgres17: PostgresServer, large_of: Callable[[PostgresServer], str], wire: Any
+) -> None:
+    slow = wire(postgres17, hold_after=2 << 20)
+    here = site(postgres17, BACKUPD_SOURCE__DATABASES=large_of(postgres17), BACKUPD_SCHEDULE__CRON="@yearly")
+    running, port = started(here, BACKUPD_SOURCE__PORT=str(slow.port), BACKUPD_SERVE__RUN_LIMIT="5s")
+    assert slow.held.wait(30)
+    wait_until(lambda: 'result="interrupted",verb="backup"} 1.0' in get(port, "/metrics").text, "it was not ended")
+    running.send(signal.SIGTERM)
+    ended = running.end()
+
+    assert ended.code == 0
+    assert "run.outlasted" in [each["event"] for each in ended.events]
+    assert [reason for _, reason, _ in here.failures()] == ["interrupted"]
+    assert here.listed() == []
+    here.assert_clean()
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_does_not_end_the_daemon(
     site: Callable[..., Site], postgres17: PostgresServer, large_of: Callable[[PostgresServer], str], wire: Any
 ) -> None:

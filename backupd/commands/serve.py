@@ -84,7 +84,11 @@ class _Served:
         loop = scheduler.Scheduler(
             planned=_planned(here),
             know=partial(_know, here, found),
-            start=partial(scheduler.run_child, environment=here.settings.environment),
+            start=partial(
+                scheduler.run_child,
+                environment=here.settings.environment,
+                limit_seconds=chosen.run_limit.total_seconds(),
+            ),
             now=shared.now,
             who=here.settings.server_label,
         )
