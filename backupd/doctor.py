@@ -430,7 +430,8 @@ def _room(on: _Database) -> str | Doubt:
     database_bytes, subject = facts.database_bytes(on.session), on.server.subject
     purpose, limit_bytes = f"a dump of {database_bytes} bytes in {on.name}", subject.scratch_limit_bytes
     with scratch.open_scratch(subject.scratch, "doctor") as made:
-        free_bytes = min(shutil.disk_usage(made).free, limit_bytes or sys.maxsize)
+        with scratch.errors(made):
+            free_bytes = min(shutil.disk_usage(made).free, limit_bytes or sys.maxsize)
         scratch.require_room(made, database_bytes // ROOM_DIVISORS[1], purpose, limit_bytes)
     text = f"the database has {database_bytes} bytes, scratch has {free_bytes} free"
     if free_bytes < database_bytes // ROOM_DIVISORS[0]:

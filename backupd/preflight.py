@@ -349,13 +349,21 @@ def _room(on: Subject) -> str:
     )
     local = address is None or ipaddress.ip_address(address).is_loopback
     space = swap.tablespace(on.session, on.live) if on.live is not None else None
-    if not (local and folder and space is None and Path(folder).is_dir()):
+    free_bytes = _free_bytes(Path(folder)) if local and folder and space is None else None
+    if free_bytes is None:
         return f"about {needed_bytes} bytes are needed, as in the source; what is free there cannot be asked"
-    free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         message = f"target has {free_bytes} bytes free in {folder}, and the database had {needed_bytes}"
         raise NoRoom(message, hint="Make room there: the live database stays until the new one has proved equal.")
     return f"about {needed_bytes} bytes are needed, as in the source; {free_bytes} are free in {folder}"
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """None where nobody may look there, or there is no such folder: a local port may be forwarded."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 _LIVE: Mapping[str, Check[Subject]] = {

@@ -366,6 +366,17 @@ def test_a_limit_on_scratch_is_kept_by_a_restore_too(
     assert "BACKUPD_SCRATCH__LIMIT" in ended.error["hint"]
 
 
+def test_a_data_folder_that_may_not_be_looked_at_stops_no_restore(
+    postgres17: PostgresServer, stocked: Stocked, shop_of: Waiting
+) -> None:
+    here, backup = stocked(postgres17, shop_of(postgres17))
+    refusal = ["-e", "trace=statfs", "-e", "inject=statfs:error=EACCES:when=1"]
+    here.prefix = ["strace", "-f", "-qq", "-o", os.devnull, *refusal]
+    ended = here.run("restore", backup.id, "--as", "never_made", "--plan")
+    assert ended.code == 0, ended.stderr
+    assert "what is free there cannot be asked" in ended.stdout
+
+
 NEW_WAL = 'psql "SELECT pg_switch_wal()"; psql CHECKPOINT'
 """Gives WAL room of its own: a server that finds none when its disk is full does not come back."""
 
