@@ -209,7 +209,7 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
                 table_of_contents = toc.read_toc(toc_bytes)
                 rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
                 if not rewritten:
-                    known = facts.read(session, passwords=run.job.role_passwords)
+                    known = facts.read(session, toc.roles(table_of_contents), passwords=run.job.role_passwords)
                     expected_bytes = facts.table_bytes(session)
                     stream = _Stream(running, files, watch, table_of_contents, toc_bytes, known, expected_bytes)
                     return _store(run, catalog, stream, clock)

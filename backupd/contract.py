@@ -70,21 +70,9 @@ def build(contents: toc.Toc, known: Facts, decoded: Mapping[str, Decoded], exemp
         large_objects=tuple(sorted(objects, key=lambda item: item.oid)),
         extensions=known.extensions,
         roles=toc.roles(contents),
-        role_definitions=_with_groups(known, toc.roles(contents)),
+        role_definitions=known.roles,
         named_roles=toc.named_roles(contents),
     )
-
-
-def _with_groups(known: Facts, names: Collection[str]) -> tuple[Role, ...]:
-    """Those roles, the ones with settings of their own for the database, and all of which they are members."""
-    definitions = {role.name: role for role in known.roles}
-    wanted, found = {*names, *(each.role for each in known.properties.settings)}, dict[str, Role]()
-    while wanted:
-        name = wanted.pop()
-        if name in definitions and name not in found:
-            found[name] = definitions[name]
-            wanted |= {each.role for each in found[name].member_of}
-    return tuple(found[name] for name in sorted(found))
 
 
 def _table(entry: toc.TableData, decoded: Mapping[str, Decoded]) -> Table:

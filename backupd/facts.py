@@ -14,8 +14,11 @@ from backupd.manifest import DatabaseProperties, Extension, Grant, Membership, R
 from backupd.postgres import Session
 
 
-def read(session: Session, *, passwords: bool = False) -> Facts:
-    """The facts of the session's database, with the verifiers of its roles' passwords only on demand."""
+def read(session: Session, role_names: Collection[str], *, passwords: bool = False) -> Facts:
+    """The facts of the session's database, of which `role_names` are the roles that a dump of it names.
+
+    With the verifiers of the roles' passwords only on demand.
+    """
     return Facts(
         system_identifier=system_identifier(session),
         database_bytes=database_bytes(session),
@@ -23,7 +26,7 @@ def read(session: Session, *, passwords: bool = False) -> Facts:
         relations=tuple(relations(session)),
         extensions=tuple(extensions(session)),
         recovery=recovery(session),
-        roles=tuple(roles(session, passwords=passwords)),
+        roles=tuple(roles(session, role_names, passwords=passwords)),
     )
 
 
@@ -127,40 +130,54 @@ def properties(session: Session, database: str | None = None) -> DatabasePropert
     )
 
 
-def role_names(session: Session) -> frozenset[str]:
-    """The cluster's roles."""
-    return frozenset(str(row[0]) for row in session.rows("SELECT rolname FROM pg_roles"))
+def roles_there(session: Session, names: Collection[str]) -> frozenset[str]:
+    """Those of the roles that the cluster has."""
+    query = "SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)"
+    return frozenset(str(row[0]) for row in session.rows(query, [list(names)]))
 
 
-def roles(session: Session, *, passwords: bool = False) -> list[Role]:
-    """What the cluster's roles are, but for PostgreSQL's own; every role may ask, but for `passwords`."""
+def roles(session: Session, names: Collection[str], *, passwords: bool = False) -> list[Role]:
+    """What those roles are, the ones with settings of their own for the database, and all of which they are members.
+
+    Without PostgreSQL's own. Every role may ask, but for `passwords`.
+    """
+    # No other role is looked at: databases share them, and a name that one's encoding gave another's may not have.
+    query = (
+        "WITH RECURSIVE wanted (oid) AS (SELECT oid FROM pg_roles WHERE rolname = ANY(%s) OR oid IN (SELECT setrole"
+        " FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()))"
+        " UNION SELECT m.roleid FROM pg_auth_members m JOIN wanted w ON w.oid = m.member) SELECT oid::int8 FROM wanted"
+    )
+    wanted = [int(row[0]) for row in session.rows(query, [list(names)])]
     # to_jsonb, because inherit_option and set_option are there from 16 on
+    query = (
+        "SELECT pg_get_userbyid(m.member), pg_get_userbyid(m.roleid), to_jsonb(m) FROM pg_auth_members m"
+        " WHERE m.member = ANY(%s::oid[]) ORDER BY 1, 2"
+    )
     memberships: dict[str, list[Membership]] = {}
-    for member, role, row in session.rows(
-        "SELECT pg_get_userbyid(m.member), pg_get_userbyid(m.roleid), to_jsonb(m) FROM pg_auth_members m ORDER BY 1, 2"
-    ):
+    for member, role, row in session.rows(query, [wanted]):
         found = Membership(role, row["admin_option"], row.get("inherit_option", True), row.get("set_option", True))
         memberships.setdefault(member, []).append(found)
     query = (
         "SELECT rolname, rolcanlogin, rolsuper, rolinherit, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls,"
-        " rolconnlimit FROM pg_roles WHERE rolname NOT LIKE 'pg\\_%' ORDER BY rolname"
+        " rolconnlimit FROM pg_roles WHERE rolname NOT LIKE 'pg\\_%%' AND oid = ANY(%s::oid[]) ORDER BY rolname"
     )
-    plain = [Role(*row) for row in session.rows(query)]
-    verifiers = _verifiers(session) if passwords else {}
+    plain = [Role(*row) for row in session.rows(query, [wanted])]
+    verifiers = _verifiers(session, [role.name for role in plain]) if passwords else {}
     return [
         replace(role, member_of=tuple(memberships.get(role.name, ())), password=verifiers.get(role.name))
         for role in plain
     ]
 
 
-def _verifiers(session: Session) -> Mapping[str, str]:
+def _verifiers(session: Session, names: Sequence[str]) -> Mapping[str, str]:
     """What the server checks each role's password by. Raises AccessRefused where the session's role may not see it."""
     if not session.row("SELECT has_column_privilege('pg_authid', 'rolpassword', 'SELECT')")[0]:
         raise AccessRefused(
             "role may not read the passwords of roles (pg_authid)",
             hint="GRANT SELECT ON pg_authid TO it in this database, or do without --with-role-passwords.",
         )
-    return dict(session.rows("SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL"))
+    query = "SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL AND rolname = ANY(%s)"
+    return dict(session.rows(query, [list(names)]))
 
 
 def relations(session: Session) -> list[Relation]:

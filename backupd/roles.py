@@ -35,9 +35,9 @@ class Planned:
 
 def plan(session: Session, contract: Contract) -> tuple[Planned, ...]:
     """The missing roles, sorted. Raises AccessRefused where there are any and the session's role may make none."""
-    there = facts.role_names(session)
     definitions = {role.name: role for role in contract.role_definitions}
-    names = sorted({*contract.roles, *definitions} - there)
+    wanted = {*contract.roles, *definitions}
+    names = sorted(wanted - facts.roles_there(session, wanted))
     if not names:
         return ()
     superuser, may_create = session.row("SELECT rolsuper, rolcreaterole FROM pg_roles WHERE rolname = current_user")

@@ -116,7 +116,7 @@ _STRANGERS: LiteralString = (
 
 def require_roles(session: Session, names: Iterable[str]) -> None:
     """Raises TargetRefused where roles are missing that the dump needs: pg_restore would stop at the first."""
-    missing = sorted(set(names) - facts.role_names(session))
+    missing = sorted((wanted := set(names)) - facts.roles_there(session, wanted))
     if missing:
         raise TargetRefused(
             f"roles are missing on the target: {', '.join(missing)}",

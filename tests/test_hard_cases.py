@@ -7,6 +7,7 @@ too. What cannot come back must be said, and leaves nothing behind.
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
 from fix_restore import NewName, contents, definitions, exists, forget_subscriptions, restore_to, values
@@ -157,6 +158,21 @@ def test_names_and_rows_of_every_encoding_come_back_the_same(
 
     assert backup.manifest.totals.rows == 2
     assert f"public.{name}" in {item.name for item in restored.comparisons}
+
+
+def test_a_role_that_another_database_s_encoding_named_stops_no_backup_and_no_restore(
+    any_postgres: PostgresServer,
+    make: Make,
+    site: MakeSite,
+    new_name: NewName,
+    new_role: Callable[..., str],
+) -> None:
+    new_role(any_postgres, name="a role \u2013 of UTF8")
+    source = make(any_postgres, NAMED.format(name="顧客", text="日本語"), IN_C.format("EUC_JP"))
+    with any_postgres.connect(source, client_encoding="UTF8") as connection, pytest.raises(psycopg.DataError):
+        connection.execute("SELECT rolname FROM pg_roles").fetchall()
+
+    restored_equal(any_postgres, site(any_postgres), source, new_name(any_postgres))
 
 
 BYTES = b"CREATE TABLE plain (t text); INSERT INTO plain VALUES ('\xe4\xff'), ('\xc3\xa4'), (E'\x80\\n');"

@@ -46,7 +46,7 @@ def test_no_session_of_ours_springs_a_trap(
             connection.execute(query)
 
     with postgres.reach(postgres17.as_server(), name, tmp_path, "test") as access, postgres.connect(access, name) as it:
-        assert facts.read(it).properties.settings[0].name == "search_path"
+        assert facts.read(it, ()).properties.settings[0].name == "search_path"
         assert it.row("SELECT count(*) FROM pg_database WHERE datname = current_database()") == (1,)
 
 
