@@ -179,7 +179,7 @@ def run_child(arguments: Sequence[str], environment: Mapping[str, str], limit_se
             _interrupt(child)
             raise
         if status is None:
-            action = "look for what it waits for, or raise BACKUPD_SERVE__RUN_LIMIT"
+            action = "look for what it waits for, or raise BACKUPD_SCHEDULE__RUN_LIMIT"
             _log.error("run.outlasted", arguments=list(arguments), limit_seconds=limit_seconds, action=action)
             status = _interrupt(child)
         child.stderr()  # until all of it was relayed

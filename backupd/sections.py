@@ -246,6 +246,9 @@ class ScheduleSettings(BaseModel, frozen=True):
     jitter: _Duration | None = Field(
         default=None, description="put each run off by up to this, so that not all installations begin at once"
     )
+    run_limit: _Duration = Field(
+        default=timedelta(days=1), description="how long a run may take, with its waiting, before it is ended"
+    )
 
     def schedule(self, cron: str) -> Schedule:
         """One of the four, in the zone and with the jitter of all."""
@@ -293,9 +296,6 @@ class ServeSettings(BaseModel, frozen=True):
         default=None, description="who does not send it, as bearer's token or as any user's password, is refused"
     )
     refresh: _Duration = Field(default=timedelta(seconds=60), description="how often the store is read")
-    run_limit: _Duration = Field(
-        default=timedelta(days=1), description="how long a run may take, with its waiting, before it is ended"
-    )
     command: str = Field(
         default="backupd", description="how backupd is called here, for commands on pages: `docker compose exec ...`"
     )

@@ -553,7 +553,7 @@ def test_a_run_that_outlasts_its_limit_is_ended_and_the_daemon_goes_on(
 ) -> None:
     slow = wire(postgres17, hold_after=2 << 20)
     here = site(postgres17, BACKUPD_SOURCE__DATABASES=large_of(postgres17), BACKUPD_SCHEDULE__CRON="@yearly")
-    running, port = started(here, BACKUPD_SOURCE__PORT=str(slow.port), BACKUPD_SERVE__RUN_LIMIT="5s")
+    running, port = started(here, BACKUPD_SOURCE__PORT=str(slow.port), BACKUPD_SCHEDULE__RUN_LIMIT="5s")
     assert slow.held.wait(30)
     wait_until(lambda: 'result="interrupted",verb="backup"} 1.0' in get(port, "/metrics").text, "it was not ended")
     running.send(signal.SIGTERM)

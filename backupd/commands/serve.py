@@ -87,7 +87,7 @@ class _Served:
             start=partial(
                 scheduler.run_child,
                 environment=here.settings.environment,
-                limit_seconds=chosen.run_limit.total_seconds(),
+                limit_seconds=here.settings.schedule.run_limit.total_seconds(),
             ),
             now=shared.now,
             who=here.settings.server_label,
