@@ -327,14 +327,11 @@ class Catalog:
         backups = [backup for _, backup in known.values()]
         broken: list[Broken] = []
         exist = [files for files in found if files.manifest is not None and files.name not in known]
-        reader = self._reader
-        with threads.pool(_READERS, "catalog") as readers:
-            for loaded in threads.completed([readers.submit(reader.load, files) for files in exist]):
-                backup, failures = loaded.result()
-                backups += [backup] if backup else []
-                broken += failures
-                if failures:
-                    _raise_if_the_store_fails(broken)
+        for backup, failures in threads.each(self._reader.load, exist, _READERS, "catalog"):
+            backups += [backup] if backup else []
+            broken += failures
+            if failures:
+                _raise_if_the_store_fails(broken)
         backups.sort(key=lambda backup: (backup.manifest.started_at, backup.id), reverse=True)
         if self.remembered is not None:
             # What could not be read may be readable the next time.

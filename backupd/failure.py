@@ -104,9 +104,11 @@ def read(store: Store, records: Mapping[Name, Entry]) -> tuple[Failure, ...]:
     One that cannot be read is a failure all the same: its key says of what.
     """
     newest = [name for names in _by_label(records).values() for name in names[:_READ]]
-    with threads.pool(_READERS, "failures") as readers:
-        loading = [readers.submit(_load, store, name, records[name]) for name in newest]
-        loaded = [found for future in threads.completed(loading) if (found := future.result())]
+
+    def load(name: Name) -> Failure | None:
+        return _load(store, name, records[name])
+
+    loaded = [found for found in threads.each(load, newest, _READERS, "failures") if found]
     return tuple(sorted(loaded, key=lambda each: (each.at, each.id), reverse=True))
 
 

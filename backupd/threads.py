@@ -6,6 +6,7 @@ waits there for a slow store would not hear SIGTERM. The queue here is C.
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,9 @@ _Value = TypeVar("_Value")
 
 MADE_BYTES = 256 * 1024
 """How much is handed on at once by `through`."""
+
+WORTH_SECONDS = 0.0005
+"""From how long a wait on, by the mean, threads are worth their trouble; a small file of a local disk takes less."""
 
 
 def start(work: Callable[..., object], *arguments: object) -> threading.Thread:
@@ -63,6 +67,26 @@ def beside(work: Callable[[_Value], object], most: int) -> Iterator[Callable[[_V
         yield hand
         for future in under_way:
             future.result()
+
+
+def each(
+    work: Callable[[_Value], _Result], values: Iterable[_Value], most: int, name: str
+) -> Generator[_Result, None, None]:
+    """What `work` makes of each value, in no order: made here while that hardly waits, then in that many threads.
+
+    Threads that all compute take Python's lock from each other all the time: for 10,000 small files of a directory
+    eight took 3.1 s, and one 0.9 s. From a service that answers after 30 ms eight get eight times as much.
+    """
+    left, waited_seconds, patience_seconds = deque(values), 0.0, 0.0
+    while left and waited_seconds <= patience_seconds:
+        began, computed = time.perf_counter(), time.thread_time()
+        made = work(left.popleft())
+        waited_seconds += time.perf_counter() - began - (time.thread_time() - computed)
+        patience_seconds += WORTH_SECONDS
+        yield made
+    with pool(most, name) as executor:
+        for future in completed([executor.submit(work, value) for value in left]):
+            yield future.result()
 
 
 def completed(futures: Iterable[Future[_Result]]) -> Iterator[Future[_Result]]:

@@ -77,6 +77,41 @@ def test_a_pool_whose_block_raises_begins_nothing_more_and_has_ended() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("test")]
 
 
+@pytest.mark.parametrize(("waits_seconds", "threads_used"), [(0.0, 1), (0.02, 5)])
+def test_each_is_done_here_where_that_hardly_waits_and_in_threads_where_it_does(
+    waits_seconds: float, threads_used: int
+) -> None:
+    by: list[int] = []
+
+    def work(number: int) -> int:
+        time.sleep(waits_seconds) if waits_seconds else None
+        by.append(threading.get_ident())
+        return number
+
+    assert sorted(threads.each(work, range(40), 4, "test")) == list(range(40))
+    assert len(set(by)) == threads_used
+    assert by[0] == threading.get_ident()
+
+
+def test_of_each_nothing_more_is_begun_once_nobody_asks() -> None:
+    begun: list[int] = []
+    made = threads.each(begun.append, range(40), 4, "test")
+    next(made)
+    made.close()
+    assert begun == [0]
+
+
+def test_what_the_work_on_one_raises_is_raised_and_ends_the_others() -> None:
+    def work(number: int) -> int:
+        time.sleep(0.01)
+        if number == 5:
+            raise UsageError("five")
+        return number
+
+    with pytest.raises(UsageError, match="five"):
+        list(threads.each(work, range(1000), 4, "test"))
+
+
 def test_futures_come_as_they_end() -> None:
     waits: dict[str, threading.Event] = {name: threading.Event() for name in "ab"}
 
