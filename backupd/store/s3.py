@@ -253,9 +253,10 @@ class _Upload(io.RawIOBase):
         if client.meta.config.request_checksum_calculation == "when_supported":  # type: ignore[attr-defined]
             self._properties["ChecksumAlgorithm"] = "CRC32"  # AWS expects another one where an upload names none
         self._upload: Mapping[str, Any] | None = None
-        self._buffer = bytearray()
+        self._buffer, self._filled = bytearray(), 0
+        self._spare: list[bytearray] = []
         self._number = 0
-        self._under_way: set[futures.Future[_Part]] = set()
+        self._under_way: dict[futures.Future[_Part], bytearray] = {}
         self._parts: list[_Part] = []
 
     def writable(self) -> bool:
@@ -267,16 +268,18 @@ class _Upload(io.RawIOBase):
         if self.closed:
             raise ValueError("write to a closed stream")
         while rest:
-            room = self._part_bytes - len(self._buffer)
-            self._buffer += rest[:room]
-            rest = rest[room:]
-            if len(self._buffer) == self._part_bytes:
+            taken = rest[: self._part_bytes - self._filled]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            rest = rest[len(taken) :]
+            if self._filled == self._part_bytes:
                 self._send_part()
         return size_bytes
 
     def finish(self) -> None:
         """Makes the object visible."""
         request: Callable[..., object]
+        del self._buffer[self._filled :]
         if self._upload is None:
             put: dict[str, Any] = {**self._address, **self._properties, **self._body(self._buffer)}
             request = functools.partial(self._client.put_object, **put)
@@ -307,15 +310,17 @@ class _Upload(io.RawIOBase):
         self._wait(THREADS - 1)
         self._number += 1
         part: futures.Future[_Part] = futures.Future()
-        data, self._buffer = self._buffer, bytearray()  # and not bytes, of which botocore would make a copy
+        data = self._buffer  # and not bytes, of which botocore would make a copy
         threads.start(self._send, part, self._upload, self._number, data)
-        self._under_way.add(part)
+        self._under_way[part] = data
+        # Used again: between others' memory, ones made anew leave holes of their size.
+        self._buffer, self._filled = self._spare.pop() if self._spare else bytearray(), 0
 
     def _wait(self, most: int) -> None:
         """Until no more parts are under way; raises what is wrong with one."""
         while len(self._under_way) > most:
             part = next(threads.completed(self._under_way))
-            self._under_way.remove(part)
+            self._spare.append(self._under_way.pop(part))
             self._parts.append(part.result())
 
     def _begin(self) -> Mapping[str, Any]:
