@@ -5,7 +5,7 @@ written last and deleted first, and one that is damaged, of the future or not of
 backup. Such ones are named beside the others and never stop them.
 
 There is no index of backups in the store: it would be a second truth to keep right, and a lock to keep it. One list
-of keys and small reads in parallel show a thousand backups in a second from a directory, in a few from S3.
+of keys and small reads show ten thousand backups in two seconds from a directory, a thousand in two from S3.
 """
 
 import contextlib
