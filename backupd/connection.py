@@ -15,9 +15,10 @@ from pathlib import Path
 
 from backupd.errors import UsageError
 
-CHILD_OPTIONS = "-c TimeZone=UTC -c bytea_output=hex -c lc_monetary=C -c statement_timeout=0"
-"""Session settings of every client: the first three make the text of a row the same wherever it is written, and pg_dump
-sets none of them; a database's own timeout, of a millisecond, can end a client before it has lifted it."""
+CHILD_OPTIONS = "-c TimeZone=UTC -c bytea_output=hex -c lc_monetary=C -c statement_timeout=0 -c synchronous_commit=off"
+"""Session settings of every client: the first three make a row's text the same wherever it is written, and pg_dump sets
+none of them; a database's own timeout, of a millisecond, can end a client before it has lifted it. pg_restore's
+commits, one or more a table, wait for no disk: a restore's last commit is ours, and waits for all before it."""
 
 _SECRET_PREFIXES = ("BACKUPD_", "AWS_")
 _SECRET_NAMES = frozenset({"PGPASSWORD", "PGPASSFILE"})

@@ -15,7 +15,10 @@ _Answer = TypeVar("_Answer")
 def in_parallel(
     access: Access, database: str, jobs: int, tasks: Sequence[_Task], work: Callable[[Session, _Task], _Answer]
 ) -> list[_Answer]:
-    """The answers, in order, of `work` done by `jobs` sessions. What they run is cancelled when one fails."""
+    """The answers, in order, of `work` done by `jobs` sessions. What they run is cancelled when one fails.
+
+    Their commits wait for no disk, like pg_restore's (`connection.CHILD_OPTIONS`).
+    """
     idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
 
     def run(task: _Task) -> _Answer:
@@ -28,6 +31,7 @@ def in_parallel(
     with contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(connect(access, database)) for _ in range(jobs)]
         for session in sessions:
+            session.execute("SET synchronous_commit = off")
             idle.put(session)
         pool = stack.enter_context(threads.pool(jobs, "compare"))
         futures = [pool.submit(run, task) for task in tasks]

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -418,7 +419,8 @@ def open_to_all(folder: Path) -> None:
 def one_server(folder: Path) -> Iterator[PostgresServer]:
     install = next(each for each in throwaway.find_servers() if each.major == 17)
     folder.chmod(0o755)
-    options = OPTIONS | {"max_wal_size": "32MB", "min_wal_size": "32MB"}
+    options = OPTIONS | {"max_wal_size": "32MB", "min_wal_size": "32MB", "wal_writer_delay": "10s"}
+    options["synchronous_commit"] = "on"
     with throwaway.start(install, folder, options=options, listen=True) as made:
         yield PostgresServer(
             17,
@@ -429,6 +431,63 @@ def one_server(folder: Path) -> Iterator[PostgresServer]:
             install.bin_directory,
             made.data_directory,
         )
+
+
+INTO = {
+    "a new database": ("--as", "target"),
+    "an empty one": ("--into", "target"),
+    "the live one's place": ("--replace", "target", "--yes-replace", "target"),
+}
+
+
+@pytest.mark.parametrize("into", INTO)
+def test_a_server_that_crashes_right_after_a_restore_has_lost_nothing_of_it(
+    into: str, site: MakeSite, tmp_path: Path
+) -> None:
+    """Commits of pg_restore wait for no disk; that of the last step must, and the WAL writer sleeps meanwhile."""
+    open_to_all(tmp_path)
+    (tmp_path / "server").mkdir()
+    with one_server(tmp_path / "server") as server:
+        here = site(server)
+        with server.connect() as connection:
+            connection.execute("CREATE DATABASE source")
+            if into != "a new database":
+                connection.execute("CREATE DATABASE target TEMPLATE template0")
+        with server.connect("source") as connection:
+            for number in range(50):
+                connection.execute(f"CREATE TABLE t{number} AS SELECT n FROM generate_series(1, 100) n".encode())
+        backup, there = here.take("source"), contents(server, "source")
+        ended = here.run("restore", backup.id, *INTO[into])
+        crash(server)
+        assert ended.code == 0, ended.stderr
+        with started_again(server):
+            assert contents(server, "target") == there
+            assert state(server, "target") == state(server, "source")
+
+
+def crash(server: PostgresServer) -> None:
+    """Ends a server at once: what no disk has yet is lost."""
+    pid = int((server.data_directory / "postmaster.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGQUIT)
+    wait_until(lambda: not (server.data_directory / "postmaster.pid").exists(), "the server does not end")
+
+
+@contextlib.contextmanager
+def started_again(server: PostgresServer) -> Iterator[None]:
+    """The server with its data as a crash left them."""
+    argv = shlex.split((server.data_directory / "postmaster.opts").read_text())
+    with subprocess.Popen(argv, cwd=server.data_directory, user=server.data_directory.stat().st_uid) as child:
+        try:
+            wait_until(lambda: answers(server), "the server does not come back")
+            yield
+        finally:
+            child.send_signal(signal.SIGQUIT)
+
+
+def answers(server: PostgresServer) -> bool:
+    with contextlib.suppress(psycopg.OperationalError), server.connect():
+        return True
+    return False
 
 
 # --- pg_restore and the server in the middle
