@@ -168,8 +168,8 @@ def _s3_server(folder: Path) -> Iterator[tuple[str | None, int | None]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     argv = [program, "serve", "s3", "--config", os.devnull, "--auth-key", f"{_KEY},{_SECRET}"]
-    # its folders change behind its back, between runs
-    argv += ["--addr", f"127.0.0.1:{port}", "--dir-cache-time", "100ms", str(folder)]
+    # Its folders change behind its back, between runs; services keep an object's hash, and hash none to list it.
+    argv += ["--addr", f"127.0.0.1:{port}", "--dir-cache-time", "100ms", "--etag-hash", "", str(folder)]
     with (folder.parent / "rclone.log").open("wb") as log:
         child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
