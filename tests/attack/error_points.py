@@ -17,7 +17,7 @@ from attack.outcome import Attack
 from attack.points import mixed, strike
 from attack.traced import BACKUPD
 
-WHOLE, PART = 120, 10
+WHOLE, PART = 500, 10
 
 _FILES = ("error=EIO", "error=ENOSPC", "error=EINTR")
 FAULTS = {

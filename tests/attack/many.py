@@ -20,7 +20,7 @@ from attack.scenes import read_back
 from attack.traced import RUN_SECONDS, Launcher, Traced, launcher
 from fix_tools import LABEL, Ended, Site, locked_table
 
-WHOLE, PART = 50, 2
+WHOLE, PART = 350, 2
 
 DATABASES, PROCESSES, KEPT = 50, 8, 2
 MEETING_SECONDS = RUN_SECONDS - 5
