@@ -119,7 +119,7 @@ def test_the_users_options_come_before_ours_so_that_rows_stay_comparable() -> No
     server = Server({}, environment={"PGOPTIONS": "-c work_mem=64MB -c TimeZone=Asia/Tokyo"})
     options = connection.child_environment(server, None, "backupd")["PGOPTIONS"]
     assert options.startswith("-c work_mem=64MB -c TimeZone=Asia/Tokyo -c ")
-    assert options.endswith("-c lc_monetary=C -c statement_timeout=0")
+    assert options.endswith("-c lc_monetary=C -c statement_timeout=0 -c synchronous_commit=off")
 
 
 def test_a_childs_environment_is_whole() -> None:
