@@ -231,7 +231,8 @@ def _dumping(run: _Run, folder: Path) -> Iterator[tuple[dump.Dump, postgres.Sess
     with contextlib.ExitStack() as exported:
         session, name = exported.enter_context(postgres.snapshot(run.access, run.job.database))
         conninfo = run.access.conninfo(run.job.database)
-        argv = dump.dump_argv(run.client, conninfo, folder, run.job.options, name if shared else None)
+        encoding = facts.encoding(session)
+        argv = dump.dump_argv(run.client, conninfo, folder, run.job.options, name if shared else None, encoding)
         _log.debug("child.started", tool="pg_dump", argv=argv)
         said, nice = partial(log.child_stderr, "pg_dump"), run.job.options.nice
         with dump.start(argv, run.access.environment, folder, said, nice) as running:

@@ -172,8 +172,10 @@ def may_share_snapshot(standby: bool, version_num: int) -> bool:
     return not standby or version_num % 10000 >= SAFE_MINORS.get(version_num // 10000, 0)
 
 
-def dump_argv(client: Client, conninfo: str, folder: Path, options: Options, snapshot: str | None) -> list[str]:
-    """pg_dump's command line. Secrets never are on it: see `postgres.Access`."""
+def dump_argv(
+    client: Client, conninfo: str, folder: Path, options: Options, snapshot: str | None, encoding: str
+) -> list[str]:
+    """pg_dump's command line, in the database's own encoding. Secrets never are on it: see `postgres.Access`."""
     method, _, level = compression_for(client, options.compression).partition(":")
     compress = f"--compress={method}:{level}" if client.major >= 16 else f"--compress={level}"
     return [
@@ -185,6 +187,8 @@ def dump_argv(client: Client, conninfo: str, folder: Path, options: Options, sna
         compress,
         "--no-sync",
         "--no-password",
+        # else that of ALTER DATABASE or ROLE ... SET client_encoding, which may lack characters that are there
+        f"--encoding={encoding}",
         f"--lock-wait-timeout={round(options.lock_wait_seconds * 1000)}",
         *([f"--snapshot={snapshot}"] if snapshot is not None else []),
         *_patterns("--schema", "--table", options.include, options.include),

@@ -60,6 +60,11 @@ def database_bytes(session: Session) -> int:
     return int(session.row("SELECT pg_database_size(current_database())")[0])
 
 
+def encoding(session: Session) -> str:
+    """The encoding in which the session's database keeps its text, whatever sessions are told to speak."""
+    return str(session.row("SELECT current_setting('server_encoding')")[0])
+
+
 def databases(session: Session) -> list[str]:
     """The cluster's databases that accept connections, sorted; without templates and those that backupd made."""
     query = (

@@ -6,12 +6,14 @@ too. What cannot come back must be said, and leaves nothing behind.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
 from fix_restore import NewName, contents, definitions, exists, forget_subscriptions, restore_to, values
 from fix_tools import Site
+from psycopg import sql
 
 from backupd.errors import DatabaseError, RestoreFailed
 from backupd.manifest import Backup
@@ -173,6 +175,28 @@ def test_a_role_that_another_database_s_encoding_named_stops_no_backup_and_no_re
         connection.execute("SELECT rolname FROM pg_roles").fetchall()
 
     restored_equal(any_postgres, site(any_postgres), source, new_name(any_postgres))
+
+
+def test_a_database_whose_sessions_speak_an_encoding_without_its_characters_comes_back_the_same(
+    any_postgres: PostgresServer, make: Make, site: MakeSite, new_name: NewName
+) -> None:
+    here, name = site(any_postgres), new_name(any_postgres)
+    source = make(any_postgres, NAMED.format(name="顧客", text="日本語"))
+    speak(any_postgres, source, "SET client_encoding = 'LATIN1'")
+    backup = here.take(source)
+    restore_to(here, backup, name)
+    for each in (source, name):
+        speak(any_postgres, each, "RESET client_encoding")
+
+    assert backup.manifest.totals.rows == 2
+    assert contents(any_postgres, name) == contents(any_postgres, source)
+    assert definitions(any_postgres, name) == definitions(any_postgres, source)
+
+
+def speak(server: PostgresServer, database: str, what: LiteralString) -> None:
+    """Has sessions of the database speak another encoding."""
+    with server.connect() as connection:
+        connection.execute(sql.SQL(f"ALTER DATABASE {{}} {what}").format(sql.Identifier(database)))
 
 
 BYTES = b"CREATE TABLE plain (t text); INSERT INTO plain VALUES ('\xe4\xff'), ('\xc3\xa4'), (E'\x80\\n');"
