@@ -261,7 +261,7 @@ def _roles(access: postgres.Access, maintenance: str, contract: Contract) -> Ite
                 "SELECT set_config(name, 'set, inherit', false) FROM pg_settings WHERE name = 'createrole_self_grant'"
             )
             session.rows(query)
-            for name in sorted(named - facts.roles_there(session, named)):
+            for name in facts.missing_roles(session, named):
                 if not name.startswith("pg_"):  # PostgreSQL's own, of a newer major
                     session.execute("CREATE ROLE {}", [name])
                     made.append(name)

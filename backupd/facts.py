@@ -135,10 +135,10 @@ def properties(session: Session, database: str | None = None) -> DatabasePropert
     )
 
 
-def roles_there(session: Session, names: Collection[str]) -> frozenset[str]:
-    """Those of the roles that the cluster has."""
+def missing_roles(session: Session, names: Collection[str]) -> list[str]:
+    """Those of the roles that the cluster has not, sorted."""
     query = "SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)"
-    return frozenset(str(row[0]) for row in session.rows(query, [list(names)]))
+    return sorted(set(names) - {str(row[0]) for row in session.rows(query, [list(names)])})
 
 
 def roles(session: Session, names: Collection[str], *, passwords: bool = False) -> list[Role]:

@@ -104,12 +104,8 @@ def read(store: Store, records: Mapping[Name, Entry]) -> tuple[Failure, ...]:
     One that cannot be read is a failure all the same: its key says of what.
     """
     newest = [name for names in _by_label(records).values() for name in names[:_READ]]
-
-    def load(name: Name) -> Failure | None:
-        return _load(store, name, records[name])
-
-    loaded = [found for found in threads.each(load, newest, _READERS, "failures") if found]
-    return tuple(sorted(loaded, key=lambda each: (each.at, each.id), reverse=True))
+    loaded = threads.each(lambda name: _load(store, name, records[name]), newest, _READERS, "failures")
+    return tuple(sorted(filter(None, loaded), key=lambda each: (each.at, each.id), reverse=True))
 
 
 def surplus(records: Mapping[Name, Entry], now: datetime) -> list[Entry]:

@@ -26,9 +26,16 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 def printable(text: str) -> str:
     """The text with everything that is not printable escaped."""
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
     )
+
+
+def printable_lines(text: str) -> str:
+    """The text with all of its lines printable; nothing but a line feed ends one."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -36,8 +36,7 @@ class Planned:
 def plan(session: Session, contract: Contract) -> tuple[Planned, ...]:
     """The missing roles, sorted. Raises AccessRefused where there are any and the session's role may make none."""
     definitions = {role.name: role for role in contract.role_definitions}
-    wanted = {*contract.roles, *definitions}
-    names = sorted(wanted - facts.roles_there(session, wanted))
+    names = facts.missing_roles(session, {*contract.roles, *definitions})
     if not names:
         return ()
     superuser, may_create = session.row("SELECT rolsuper, rolcreaterole FROM pg_roles WHERE rolname = current_user")

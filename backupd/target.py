@@ -8,7 +8,7 @@ it after a crash; an existing database's comment also says what it was, for the 
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import LiteralString
 
@@ -114,9 +114,9 @@ _STRANGERS: LiteralString = (
 )
 
 
-def require_roles(session: Session, names: Iterable[str]) -> None:
+def require_roles(session: Session, names: Collection[str]) -> None:
     """Raises TargetRefused where roles are missing that the dump needs: pg_restore would stop at the first."""
-    missing = sorted((wanted := set(names)) - facts.roles_there(session, wanted))
+    missing = facts.missing_roles(session, names)
     if missing:
         raise TargetRefused(
             f"roles are missing on the target: {', '.join(missing)}",

@@ -81,16 +81,19 @@ def test_a_pool_whose_block_raises_begins_nothing_more_and_has_ended() -> None:
 def test_each_is_done_here_where_that_hardly_waits_and_in_threads_where_it_does(
     waits_seconds: float, threads_used: int
 ) -> None:
-    by: list[int] = []
+    def used() -> int:
+        by: list[int] = []
 
-    def work(number: int) -> int:
-        time.sleep(waits_seconds) if waits_seconds else None
-        by.append(threading.get_ident())
-        return number
+        def work(number: int) -> int:
+            time.sleep(waits_seconds) if waits_seconds else None
+            by.append(threading.get_ident())
+            return number
 
-    assert sorted(threads.each(work, range(40), 4, "test")) == list(range(40))
-    assert len(set(by)) == threads_used
-    assert by[0] == threading.get_ident()
+        assert sorted(threads.each(work, range(40), 4, "test")) == list(range(40))
+        assert by[0] == threading.get_ident()
+        return len(set(by))
+
+    assert min(used() for _ in range(5)) == threads_used  # a busy machine may make any of it wait
 
 
 def test_of_each_nothing_more_is_begun_once_nobody_asks() -> None:

@@ -146,9 +146,7 @@ def digest() -> None:
     listing = found.backups(here.settings.source.server)
     reading = status.Reading(found.store.url, now)
     title, body = notice.digest(status.status(listing, here.expectations(labels, now), reading, now))
-    shared.say(title)
-    for line in body.splitlines():
-        shared.say(line)
+    shared.say(f"{title}\n{body}")
     tell.send_text(here, title, body)
 
 

@@ -58,7 +58,7 @@ def now() -> datetime:
 
 def say(text: str, *, flush: bool = False) -> None:
     """Prints text for people. What is not printable in it is escaped: whoever names a database commands no terminal."""
-    print("\n".join(map(render.printable, text.split("\n"))), flush=flush)
+    print(render.printable_lines(text), flush=flush)
 
 
 def put(text: str) -> None:

@@ -22,7 +22,7 @@ def send_text(here: Installation, title: str, body: str) -> None:
     from backupd import notify
 
     known = settings.secrets(here.settings)
-    plain = "\n".join(map(render.printable, log.scrub(body, known).splitlines()))
+    plain = render.printable_lines(log.scrub(body, known))
     for problem in notify.send(urls, render.printable(log.scrub(title, known)), plain):
         _log.warning("notify.failed", message=problem, action="see BACKUPD_NOTIFY__URLS")
 
