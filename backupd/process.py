@@ -35,8 +35,8 @@ TAIL_LINES = 25
 GRACE_SECONDS = 10.0
 """How long a child has after SIGTERM before SIGKILL; pg_dump needs a fraction of a second."""
 
-LINE_LIMIT_BYTES = 8192
-"""How much of one line on stderr is kept: an endless one must not fill the memory."""
+LINE_LIMIT_BYTES = 1024
+"""How much of one line on stderr is kept, its beginning: pg_dump repeats statements that name a thousand tables."""
 
 _LOOK_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1
@@ -119,11 +119,19 @@ class Child:
 
     def _read_stderr(self, pipe: IO[bytes], on_line: Callable[[str], None] | None) -> None:
         with pipe:
-            while raw := pipe.readline(LINE_LIMIT_BYTES):
-                line = raw.decode("utf-8", "replace").rstrip()
+            for line in _lines(pipe):
                 self._tail.append(line)
                 if on_line is not None:
                     on_line(line)
+
+
+def _lines(pipe: IO[bytes]) -> Iterator[str]:
+    """The lines as text, of a long one the beginning and an ellipsis."""
+    while begun := pipe.readline(LINE_LIMIT_BYTES):
+        read, cut = begun, False
+        while len(read) == LINE_LIMIT_BYTES and not read.endswith(b"\n"):
+            read, cut = pipe.readline(LINE_LIMIT_BYTES), True
+        yield begun.decode("utf-8", "replace").rstrip() + ("…" if cut else "")
 
 
 @contextlib.contextmanager

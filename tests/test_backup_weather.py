@@ -354,6 +354,30 @@ def test_a_server_without_room_for_locks_fails_as_such_after_one_job_was_tried(
         assert [event["jobs"] for event in ended.events if event["event"] == "backup.retried"] == [1]
 
 
+NO_LOCKS = r"""case "$1" in --dbname=*)
+    echo 'pg_dump: error: query failed: ERROR:  out of shared memory' >&2
+    echo 'HINT:  You might need to increase "max_locks_per_transaction".' >&2
+    printf 'pg_dump: detail: Query was: LOCK TABLE public.t0' >&2
+    seq -f ', public.a_long_name_of_a_table_%g' 20000 | tr -d '\n' >&2
+    echo ' IN ACCESS SHARE MODE' >&2
+    exit 1 ;;
+esac
+exec "$real" "$@"
+"""
+
+
+def test_a_statement_about_thousands_of_tables_hides_no_error_and_fills_no_log(
+    postgres17: PostgresServer, site: MakeSite, shop_of: Shop, shell_clients: MakeClients
+) -> None:
+    here, database = site(postgres17), shop_of(postgres17)
+    here.remember()
+    ended = here.run("backup", database, BACKUPD_DUMP__CLIENTS=str(shell_clients(postgres17, NO_LOCKS)))
+    here.assert_failed(ended, 18, "locks_exhausted")
+    assert "LOCK TABLE public.t0, public.a_long_name_of_a_table_1" in ended.error["detail"]
+    assert ended.error["detail"].endswith("…")
+    assert len(ended.stderr) < 20_000
+
+
 @pytest.mark.parametrize("whose", ["pg_dump's", "the lock's"])
 def test_a_connection_that_is_lost_in_the_middle_ends_the_run(
     whose: str, postgres17: PostgresServer, site: MakeSite, large_of: Shop, wire: MakeWire
