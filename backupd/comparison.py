@@ -3,6 +3,7 @@
 Rows only, which the server counts by itself; what the tables hold is compared by `content`, in drills.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import LiteralString
@@ -46,9 +47,9 @@ def compare(access: Access, database: str, contract: Contract, jobs: int) -> lis
             Comparison("large objects", len(contract.large_objects), _count(session, _LARGE_OBJECTS)),
             Comparison("invalid indexes", 0, _count(session, _INVALID_INDEXES)),
         ]
-    there = [name for name in counts if name in relations]
-    rows = sessions.in_parallel(access, database, jobs, there, lambda session, name: _rows(session, relations[name]))
-    found = dict(zip(there, rows, strict=True))
+    there = [relations[name] for name in counts if name in relations]
+    rows = sessions.in_parallel(access, database, jobs, sessions.in_lots(there, jobs), _rows)
+    found = dict(itertools.chain.from_iterable(rows))
     tables = [
         Comparison(f"{schema}.{name}", promised, found.get((schema, name)), _of_extension(relations, (schema, name)))
         for (schema, name), promised in counts.items()
@@ -67,8 +68,9 @@ def _count(session: Session, query: LiteralString) -> int:
     return int(session.row(query)[0])
 
 
-def _rows(session: Session, relation: Relation) -> int:
-    return session.count(relation.schema, relation.name, descendants=relation.kind == "p")
+def _rows(session: Session, lot: list[Relation]) -> list[tuple[_Name, int]]:
+    counts = session.counts([(each.schema, each.name, each.kind == "p") for each in lot])
+    return [((each.schema, each.name), count) for each, count in zip(lot, counts, strict=True)]
 
 
 def _of_extension(relations: Mapping[_Name, Relation], name: _Name) -> bool:

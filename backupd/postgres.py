@@ -130,18 +130,29 @@ class Session:
             raise _strange(self.place)
         return found[0]
 
+    def analyze(self, tables: Sequence[tuple[str, str]]) -> None:
+        """Gives the planner statistics of the tables (schema, name), each in a transaction of its own."""
+        names = sql.SQL(", ").join(sql.Identifier(*name) for name in tables)
+        with _translated(self.place):
+            self._link.execute(sql.SQL("ANALYZE {}").format(names))
+
     def execute(self, statement: LiteralString, names: Sequence[str] = (), literals: Sequence[str | int] = ()) -> None:
         """Runs a statement in which each `{}` is a name, quoted, and then each further one a literal, quoted."""
         parts = [*(sql.Identifier(name) for name in names), *(sql.Literal(value) for value in literals)]
         with _translated(self.place):
             self._link.execute(sql.SQL(statement).format(*parts))
 
-    def count(self, schema: str, table: str, *, descendants: bool) -> int:
-        """The rows of that table, with or without its partitions and children."""
-        query: LiteralString = "SELECT count(*) FROM {}" if descendants else "SELECT count(*) FROM ONLY {}"
+    def counts(self, tables: Sequence[tuple[str, str, bool]]) -> list[int]:
+        """The rows of each table (schema, name, and whether with its partitions and children), by one statement."""
+        each = [
+            sql.SQL("(SELECT count(*) FROM {})" if descendants else "(SELECT count(*) FROM ONLY {})").format(
+                sql.Identifier(schema, table)
+            )
+            for schema, table, descendants in tables
+        ]
         with _translated(self.place):
-            row = self._link.execute(sql.SQL(query).format(sql.Identifier(schema, table))).fetchone()
-        return int(row[0]) if row else 0
+            row = self._link.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(each))).fetchone()
+        return list(row or ())
 
     def copy_rows(
         self, table: Sequence[str], columns: Sequence[str], encoding: str, *, descendants: bool

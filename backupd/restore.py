@@ -154,13 +154,13 @@ def _restore(
                 with _explained(job, manifest) as on_line, _growing(access, job, manifest, progress) as on_idle:
                     dump.restore(argv, access.environment, on_line, on_idle)
             with stages.timed("compare"):
-                comparisons = comparison.compare(access, job.database, index.contract, jobs)
+                comparisons = comparison.compare(access, job.database, index.contract, job.jobs)
                 _require_equal(job, comparisons)
             if job.script is not None:
                 with stages.timed("sql"):
                     target.run_script(access, job.database, job.script, _like(access, job, index.contract))
             with stages.timed("analyze"):
-                refused += target.analyze(access, job.database, jobs)
+                refused += target.analyze(access, job.database, job.jobs)
     return Restored(
         job.database,
         tuple(comparisons),

@@ -11,6 +11,22 @@ from backupd.postgres import Access, Session, connect
 _Task = TypeVar("_Task")
 _Answer = TypeVar("_Answer")
 
+ALONE = 100
+"""How many tasks, the largest, are given out one at a time."""
+
+LOTS_PER_SESSION = 16
+"""Into about as many lots a session the others are divided, so that none is left with many while others idle."""
+
+MOST_IN_LOT = 100
+"""A statement about tables holds their locks and their indexes', of which a server has some thousands for all."""
+
+
+def in_lots(tasks: Sequence[_Task], jobs: int) -> list[list[_Task]]:
+    """The tasks, the largest of which come first, divided: thousands of small ones cost more by a statement each."""
+    rest = tasks[ALONE:]
+    size = max(1, min(MOST_IN_LOT, len(rest) // (LOTS_PER_SESSION * jobs)))
+    return [[task] for task in tasks[:ALONE]] + [list(rest[at : at + size]) for at in range(0, len(rest), size)]
+
 
 def in_parallel(
     access: Access, database: str, jobs: int, tasks: Sequence[_Task], work: Callable[[Session, _Task], _Answer]

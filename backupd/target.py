@@ -10,13 +10,14 @@ import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import LiteralString
 
 from backupd import facts, log, marks, properties
 from backupd.errors import AccessRefused, BackupdError, DatabaseError, Interrupted, TargetRefused, UsageError
 from backupd.manifest import Contract, DatabaseProperties
 from backupd.postgres import Access, Session, connect
-from backupd.sessions import in_parallel
+from backupd.sessions import in_lots, in_parallel
 
 _WAS_OPEN = "; PUBLIC could connect before"
 
@@ -307,12 +308,14 @@ def analyze(access: Access, database: str, jobs: int) -> list[str]:
             " AND NOT c.relispartition AND NOT c.relisshared"
             " ORDER BY c.relkind = 'p' DESC, pg_relation_size(c.oid) DESC"
         )
-    return [text for text in in_parallel(access, database, jobs, names, _analyze) if text is not None]
+    return list(chain.from_iterable(in_parallel(access, database, jobs, in_lots(names, jobs), _analyze)))
 
 
-def _analyze(session: Session, name: tuple[str, str]) -> str | None:
+def _analyze(session: Session, lot: list[tuple[str, str]]) -> list[str]:
     try:
-        session.execute("ANALYZE {}.{}", name)
+        session.analyze(lot)
     except (AccessRefused, DatabaseError) as exc:  # a function in an expression failed: the rows are good all the same
-        return f"ANALYZE {'.'.join(name)}: {exc.message}"
-    return None
+        if len(lot) == 1:
+            return [f"ANALYZE {'.'.join(lot[0])}: {exc.message}"]
+        return [text for name in lot for text in _analyze(session, [name])]
+    return []

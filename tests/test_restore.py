@@ -315,6 +315,28 @@ def test_what_the_target_refuses_of_the_database_s_properties_is_named_and_the_r
         assert connection.execute("SHOW work_mem").fetchone() == ("1MB",)
 
 
+def test_of_hundreds_of_tables_each_is_counted_and_analyzed_but_for_the_one_that_fails(
+    postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory, new_name: NewName
+) -> None:
+    here, source, name = site(postgres17), database(postgres17), new_name(postgres17)
+    with postgres17.connect(source) as connection:
+        connection.execute(
+            "DO $do$ BEGIN FOR i IN 1..240 LOOP"
+            " EXECUTE format('CREATE TABLE t%s AS SELECT n, -n AS m FROM generate_series(1, %s) n', i, i); END LOOP;"
+            " CREATE FUNCTION only_here(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $body$ BEGIN"
+            f" IF current_database() <> '{source}' THEN RAISE 'not here'; END IF; RETURN n; END $body$;"
+            " CREATE STATISTICS odd ON (public.only_here(n)), m FROM t7; END $do$"
+        )
+    restored = restore_to(here, here.take(source), name)
+
+    found = {each.name: each.found for each in restored.comparisons if each.name.startswith("public.t")}
+    assert found == {f"public.t{number}": number for number in range(1, 241)}
+    assert [text.partition(": ")[0] for text in restored.refused] == ["ANALYZE public.t7"]
+    query = "SELECT count(DISTINCT tablename) FROM pg_stats WHERE schemaname = 'public' AND tablename <> 't7'"
+    with postgres17.connect(name) as connection:
+        assert connection.execute(query).fetchone() == (239,)
+
+
 def test_a_failing_analyze_is_named_and_the_database_is_there(
     postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory, new_name: NewName
 ) -> None:
