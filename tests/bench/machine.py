@@ -27,10 +27,10 @@ BUCKET = "bench"
 SETTINGS = {
     "fsync": "on",
     "max_wal_size": "4GB",
-    "max_locks_per_transaction": "512",
+    "max_locks_per_transaction": "2048",
     "autovacuum_naptime": "1h",  # else it works on what one pipeline restored while the next is measured
 }
-"""As a small production server; the locks are for the database of 10,000 tables."""
+"""As a small production server; the locks are for databases of up to 100,000 tables."""
 
 _KEY, _SECRET = "bench", "bench-secret"
 _PROGRAMS = Path(sys.executable).parent
