@@ -5,7 +5,8 @@ too (`site`), so that a request costs a look into a dictionary, and neither a st
 second reach further than this module. Nothing here changes anything: there is no request but GET.
 
 uvicorn runs in a thread of its own: signals, and children, which die with the thread that started them, are the main
-thread's. It has no limit for a client that sends or reads slowly; `_patient` adds one.
+thread's. It has no limit for a client that sends or reads slowly, and none for those that only connect; `_patient` adds
+both.
 """
 
 import base64
@@ -39,6 +40,9 @@ HEADERS_LIMIT_BYTES = 16 << 10
 
 CONNECTIONS = 512
 """More at once are answered with 503."""
+
+SILENT_CONNECTIONS = 256
+"""Of those, on which nothing is asked: with one more the longest silent is cut, so that whoever asks finds room."""
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What is answered without a token: a probe has none, and learns a word."""
@@ -204,11 +208,13 @@ def _patient(seconds: float) -> "type[H11Protocol]":
     """The HTTP of uvicorn, with an end to patience."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
+    silent: dict[H11Protocol, None] = {}  # the longest first
+
     class Patient(H11Protocol):
         """A connection that is cut where no answer was completed between two looks.
 
         So ends one that never sends the whole of a request, one that never reads the whole of its answer, and one whose
-        last bytes are never fetched.
+        last bytes are never fetched. One that asks nothing is cut when too many do.
         """
 
         _look: "asyncio.TimerHandle | None" = None
@@ -216,15 +222,28 @@ def _patient(seconds: float) -> "type[H11Protocol]":
 
         def connection_made(self, transport: "asyncio.Transport") -> None:  # type: ignore[override]
             super().connection_made(transport)
+            silent[self] = None
+            if len(silent) > SILENT_CONNECTIONS:
+                longest = next(iter(silent))
+                del silent[longest]
+                longest.transport.abort()
             self._look = self.loop.call_later(seconds, self._cut_or_wait)
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._look is not None:
                 self._look.cancel()
+            silent.pop(self, None)
             super().connection_lost(exc)
+
+        def handle_events(self) -> None:
+            super().handle_events()
+            if self.cycle and not self.cycle.response_complete:
+                silent.pop(self, None)
 
         def on_response_complete(self) -> None:
             self._completed = True
+            if not self.transport.is_closing():
+                silent[self] = None
             super().on_response_complete()
 
         def _cut_or_wait(self) -> None:

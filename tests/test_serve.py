@@ -30,7 +30,7 @@ from backupd.errors import StoreError, UsageError
 from backupd.layout import archive_key
 from backupd.manifest import Backup
 from backupd.selector import Label, name_of
-from backupd.serve import HEADERS_LIMIT_BYTES, Answer, listening, serving
+from backupd.serve import CONNECTIONS, HEADERS_LIMIT_BYTES, Answer, listening, serving
 from backupd.site import Holdings, View
 from backupd.status import Expected
 from backupd.store import S3Options, open_store
@@ -399,6 +399,21 @@ def test_a_client_that_never_ends_its_request_is_cut(show: Show) -> None:
             else:
                 pytest.fail("it was let go on for ever")
     assert shown.get("/").status == 200
+
+
+def test_connections_that_ask_nothing_take_nobody_s_place(show: Show) -> None:
+    shown = show()
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", shown.port), timeout=20))
+            for _ in range(CONNECTIONS + 50)
+        ]
+        assert shown.get("/healthz").status == 200
+        assert shown.get("/").status == 200
+        with contextlib.suppress(ConnectionError):
+            assert silent[0].recv(1) == b""
+        silent[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert silent[-1].recv(100).startswith(b"HTTP/1.1 200 ")
 
 
 class Endless:
