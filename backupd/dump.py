@@ -312,7 +312,11 @@ def _see_nothing(milliseconds: int) -> Sequence[str]:
 
 _SAID: Sequence[tuple[str, type[BackupdError], str | None]] = (
     # server messages may be translated; the names of settings in them are not
-    ("max_locks_per_transaction", LocksExhausted, "Raise max_locks_per_transaction on the server."),
+    (
+        "max_locks_per_transaction",
+        LocksExhausted,
+        "Raise max_locks_per_transaction on the server; `backupd doctor` says to what.",
+    ),
     ("max_standby_streaming_delay", ReplicaConflict, REPLICA_HINT),
     ("conflict with recovery", ReplicaConflict, REPLICA_HINT),
     ("hot_standby_feedback", ReplicaConflict, REPLICA_HINT),
