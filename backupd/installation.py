@@ -9,6 +9,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from backupd import log, schedule, scratch, signing, table_pattern
@@ -41,8 +42,12 @@ class Installation:
 
     def catalog(self) -> Catalog:
         """The backups in the store. Raises UsageError where none is set."""
-        store = open_store(self.settings.store_url(), self.settings.s3_options())
-        return Catalog(self._paced(store), self.keys(), self.identities())
+        return Catalog(self._store, self.keys(), self.identities())
+
+    @cached_property
+    def _store(self) -> Store:
+        """Opened once: a client of S3 takes a tenth of a second, and with IRSA asks for credentials of its own."""
+        return self._paced(open_store(self.settings.store_url(), self.settings.s3_options()))
 
     def _paced(self, store: Store) -> Store:
         from backupd.store.paced import Paced

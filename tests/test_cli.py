@@ -15,6 +15,7 @@ from made_backups import ARCHIVE, made_manifest
 
 from backupd import cli
 from backupd.catalog import Catalog
+from backupd.commands import shared
 from backupd.errors import UsageError
 from backupd.installation import choose
 from backupd.layout import archive_key
@@ -424,3 +425,11 @@ def test_a_part_of_a_backup_never_takes_a_whole_databases_place(found: Catalog, 
 
     assert code == 2
     assert "--as" in json.loads(err)["hint"]
+
+
+def test_a_process_opens_its_store_once(found: Catalog) -> None:
+    shared.begin()
+    here = shared.installation()
+
+    assert here.catalog().store is here.catalog().store
+    assert here.catalog().store.url == found.store.url
