@@ -67,17 +67,18 @@ _DAMAGED_HINT = "Verify other backups and make a new one."
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry. What is NULL in the file is empty here; `filename` is without a suffix of compression."""
+    """One entry, of which there are some for each table: what nobody asks for is not kept.
+
+    What is NULL in the file is empty here; `filename` is without a suffix of compression.
+    """
 
     dump_id: int
-    had_dumper: bool
     table_oid: int
     oid: int
     tag: str
     desc: str
     section: str
     definition: str
-    drop_statement: str
     copy_statement: str
     namespace: str
     tablespace: str
@@ -296,17 +297,17 @@ def _archive_version(cursor: _Cursor) -> tuple[int, int]:
 
 
 def _entry(cursor: _Cursor, version: tuple[int, int]) -> Entry:
+    dump_id = cursor.integer()
+    cursor.integer()  # whether it has data
     entry = Entry(  # arguments are evaluated in order, and this is the file's
-        dump_id=cursor.integer(),
-        had_dumper=cursor.integer() != 0,
+        dump_id=dump_id,
         table_oid=_number(cursor.raw()),
         oid=_number(cursor.raw()),
         tag=cursor.text(),
         desc=cursor.name(),
         section=_SECTIONS.get(cursor.integer(), ""),
         definition=cursor.text(),
-        drop_statement=cursor.text(),
-        copy_statement=cursor.text(),
+        copy_statement=_copy_statement(cursor),
         namespace=cursor.name(),
         tablespace=cursor.name(),
         owner=_owner(cursor, version),
@@ -318,6 +319,11 @@ def _entry(cursor: _Cursor, version: tuple[int, int]) -> Entry:
     if entry.desc == "BLOBS" and version < (1, 16):
         return replace(entry, filename="blobs.toc")  # whatever it says: pg_restore takes it so, too
     return entry
+
+
+def _copy_statement(cursor: _Cursor) -> str:
+    cursor.raw()  # before it: how the object is dropped
+    return cursor.text()
 
 
 def _owner(cursor: _Cursor, version: tuple[int, int]) -> str:

@@ -23,14 +23,12 @@ def entry(dump_id: int, desc: str, **changes: Any) -> Entry:
     """An entry of toc.dat."""
     plain = Entry(
         dump_id=dump_id,
-        had_dumper=True,
         table_oid=0,
         oid=0,
         tag="",
         desc=desc,
         section="data",
         definition="",
-        drop_statement="",
         copy_statement="",
         namespace="",
         tablespace="",

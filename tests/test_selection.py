@@ -13,14 +13,12 @@ CLONE = "\nALTER TABLE s.leaf DISABLE TRIGGER t;\n"
 def entry(dump_id: int, desc: str, tag: str, *dependencies: int, schema: str = "s", definition: str = "") -> Entry:
     return Entry(
         dump_id=dump_id,
-        had_dumper=False,
         table_oid=0,
         oid=dump_id,
         tag=tag,
         desc=desc,
         section="pre-data",
         definition=definition,
-        drop_statement="",
         copy_statement="",
         namespace=schema,
         tablespace="",
