@@ -151,8 +151,10 @@ class Session:
             for schema, table, descendants in tables
         ]
         with _translated(self.place):
-            row = self._link.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(each))).fetchone()
-        return list(row or ())
+            row = self._link.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(each))).fetchone() or ()
+        if len(row) != len(tables) or not all(isinstance(count, int) for count in row):
+            raise _strange(self.place)
+        return list(row)
 
     def copy_rows(
         self, table: Sequence[str], columns: Sequence[str], encoding: str, *, descendants: bool

@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import LiteralString
 
 from backupd import facts, log, marks, properties
@@ -299,7 +298,8 @@ def run_script(access: Access, database: str, script: Script, like: DatabaseProp
 def analyze(access: Access, database: str, jobs: int) -> list[str]:
     """Gives the planner statistics, which a dump does not hold; what was refused is returned, as text.
 
-    By several sessions, which a plain ANALYZE is not. A partition root's statement does its leaves too.
+    By several sessions, which a plain ANALYZE is not. A partition root's statement does its leaves too. The tables of
+    a statement that was refused are tried once more, alone.
     """
     with connect(access, database) as session:
         names: Sequence[tuple[str, str]] = session.rows(
@@ -308,14 +308,19 @@ def analyze(access: Access, database: str, jobs: int) -> list[str]:
             " AND NOT c.relispartition AND NOT c.relisshared"
             " ORDER BY c.relkind = 'p' DESC, pg_relation_size(c.oid) DESC"
         )
-    return list(chain.from_iterable(in_parallel(access, database, jobs, in_lots(names, jobs), _analyze)))
+    lots = in_lots(names, jobs)
+    said = in_parallel(access, database, jobs, lots, _analyze)
+    alone = [[name] for lot, why in zip(lots, said, strict=True) if why for name in lot]
+    if not alone:
+        return []
+    said = in_parallel(access, database, jobs, alone, _analyze)
+    return [f"ANALYZE {'.'.join(name)}: {why}" for (name,), why in zip(alone, said, strict=True) if why]
 
 
-def _analyze(session: Session, lot: list[tuple[str, str]]) -> list[str]:
+def _analyze(session: Session, names: list[tuple[str, str]]) -> str:
+    """Why the server refused it; empty where it did not."""
     try:
-        session.analyze(lot)
+        session.analyze(names)
     except (AccessRefused, DatabaseError) as exc:  # a function in an expression failed: the rows are good all the same
-        if len(lot) == 1:
-            return [f"ANALYZE {'.'.join(lot[0])}: {exc.message}"]
-        return [text for name in lot for text in _analyze(session, [name])]
-    return []
+        return exc.message
+    return ""
