@@ -30,7 +30,7 @@ def main() -> int:
         "runs": options.runs,
         "missing": peers.missing(),
     }
-    with open_machine(options.directory, "128MB" if options.quick else "1GB") as machine:
+    with open_machine(options.directory, options.shared_buffers) as machine:
         if machine.bucket is None:
             say("rclone is not installed: nothing is measured with S3")
         bench = Bench(machine, options, facts)
@@ -62,6 +62,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     usual = {"scale": 1.6, "runs": 3, "tables": 10_000, "backups": 10_000, "databases": 200, "warm_up": 1}
     quick = {"scale": 0.02, "runs": 1, "tables": 50, "backups": 20, "databases": 3, "warm_up": 0}
+    options.shared_buffers = "128MB" if options.quick else "1GB"
     for name, value in (quick if options.quick else usual).items():
         if getattr(options, name, None) is None:
             setattr(options, name, value)

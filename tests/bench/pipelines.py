@@ -34,7 +34,7 @@ class Command:
 class Pipeline:
     """Commands that are measured as one, and what is done before, unmeasured.
 
-    `result` is emptied before, and what is in it afterwards was stored. `restores` is the database whose rows must
+    `result` is `emptied` before, and what is in it afterwards was stored. `restores` is the database whose rows must
     have come back; with `drops` only a part of it came, and nothing is counted.
     """
 
@@ -44,12 +44,13 @@ class Pipeline:
     before: tuple[Command, ...] = ()
     restores: str | None = None
     drops: bool = False
+    emptied: bool = True
 
 
 def run(machine: Machine, pipeline: Pipeline) -> measure.Sample:
     """Runs a pipeline once."""
     empty(machine.scratch)
-    if pipeline.result is not None:
+    if pipeline.result is not None and pipeline.emptied:
         empty(pipeline.result)
     for command in pipeline.before:
         _measured(machine, command)
