@@ -41,7 +41,8 @@ _NAMES = r"(?:password|passwd|passphrase|secret[_-]?(?:access[_-]?)?key|(?:sessi
 _FORMS = (
     (re.compile(r"(://[^\s/@:]*:)[^\s'\"<>]{1,500}@"), rf"\1{MASK}@"),  # the password of a URI
     (re.compile(rf"({_NAMES}['\"]?\s*=\s*)(?:{_QUOTED}|[^\s,;&'\"]+)", re.I), rf"\1{MASK}"),  # conninfo, environment
-    (re.compile(rf"({_NAMES}['\"]?\s*:\s*|\bpassword\s+)(?:{_QUOTED})", re.I), rf"\1{MASK}"),  # JSON, SQL
+    # JSON, SQL; a line that was cut (`process`) ends within the quotes
+    (re.compile(rf"({_NAMES}['\"]?\s*:\s*|\bpassword\s+)(?:{_QUOTED}|['\"][^'\"…]*…)", re.I), rf"\1{MASK}"),
     (re.compile(rf"(<({_NAMES})>)[^<]*", re.I), rf"\1{MASK}"),  # XML answers of S3
     (re.compile(r"AGE-SECRET-KEY-1[0-9A-Z]+", re.I), MASK),
     (re.compile(r"SCRAM-SHA-256\$[0-9]+:[^\s'\"]+|\bmd5[0-9a-f]{32}\b"), MASK),  # what passwords are checked by

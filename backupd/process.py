@@ -119,19 +119,23 @@ class Child:
 
     def _read_stderr(self, pipe: IO[bytes], on_line: Callable[[str], None] | None) -> None:
         with pipe:
-            for line in _lines(pipe):
+            for line in lines(pipe):
                 self._tail.append(line)
                 if on_line is not None:
                     on_line(line)
 
 
-def _lines(pipe: IO[bytes]) -> Iterator[str]:
-    """The lines as text, of a long one the beginning and an ellipsis."""
+def lines(pipe: IO[bytes]) -> Iterator[str]:
+    """The lines as text, of a long one the beginning and an ellipsis.
+
+    It ends where a word does: of a password that was cut nobody could tell any more that it is one.
+    """
     while begun := pipe.readline(LINE_LIMIT_BYTES):
         read, cut = begun, False
         while len(read) == LINE_LIMIT_BYTES and not read.endswith(b"\n"):
             read, cut = pipe.readline(LINE_LIMIT_BYTES), True
-        yield begun.decode("utf-8", "replace").rstrip() + ("…" if cut else "")
+        kept = begun.rpartition(b" ")[0] if cut else begun
+        yield kept.decode("utf-8", "replace").rstrip() + ("…" if cut else "")
 
 
 @contextlib.contextmanager

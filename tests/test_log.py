@@ -17,7 +17,7 @@ import structlog
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from backupd import log
+from backupd import log, process
 
 CANARY = "c4n4ry/p@ss:w\\rd 'ü'"
 
@@ -65,6 +65,7 @@ def json_log(*secrets: str, level: Literal["debug", "info", "warning", "error"] 
         ('{"password": "can\\"ary", "user": "app"}', '{"password": ***, "user": "app"}'),
         ("ALTER ROLE app PASSWORD 'canary';", "ALTER ROLE app PASSWORD ***;"),
         ("ENCRYPTED PASSWORD 'it''s'", "ENCRYPTED PASSWORD ***"),
+        ("OPTIONS (user 'app', password 'canary and…", "OPTIONS (user 'app', password ***"),
         ("AWS_SECRET_ACCESS_KEY=canary/+x AWS_REGION=eu", "AWS_SECRET_ACCESS_KEY=*** AWS_REGION=eu"),
         ("aws_session_token = canary", "aws_session_token = ***"),
         ('{"SecretAccessKey": "canary", "Expiration": 1}', '{"SecretAccessKey": ***, "Expiration": 1}'),
@@ -221,6 +222,17 @@ def test_a_childs_line_is_an_event_as_bad_as_it_says(line: str, level: str) -> N
     log.child_stderr("pg_dump", line + "\n")
     (event,) = lines(stream)
     assert (event["event"], event["tool"], event["line"], event["level"]) == ("child.stderr", "pg_dump", line, level)
+
+
+@pytest.mark.parametrize("text", [b"OPTIONS (password 'c4n4ry of mine')", b"postgresql://app:c4n4ry0of0mine@host/shop"])
+@pytest.mark.parametrize("filled", range(process.LINE_LIMIT_BYTES - 50, process.LINE_LIMIT_BYTES))
+def test_a_password_is_masked_wherever_a_long_line_is_cut(filled: int, text: bytes) -> None:
+    written = b"x" * (filled - 1) + b" " + text + b" " + b"y " * 1000 + b"\nnext\n"
+    first, second = map(log.scrub, process.lines(io.BytesIO(written)))
+
+    assert second == "next"
+    assert first.endswith(("…", "***"))
+    assert "c4n" not in first
 
 
 def test_an_empty_line_of_a_child_is_no_event() -> None:
