@@ -29,7 +29,7 @@ _TAR_FORMAT = 3  # a directory's toc.dat says tar, whose layout it shares
 _MAGIC = b"PGDMP"
 _HEADER = struct.Struct("<5s6B")
 _INTEGER = struct.Struct("<BI")
-_SECTIONS = {1: "none", 2: "pre-data", 3: "data", 4: "post-data"}
+_SECTIONS = range(1, 5)  # none, pre-data, data, post-data
 _FILENAME = re.compile(r"[0-9]{1,10}\.dat|blobs(?:_[0-9]{1,10})?\.toc")
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 _BLOBS_LINE = re.compile(rb"([0-9]{1,10}) (blob_\1\.dat)\n")
@@ -73,11 +73,9 @@ class Entry:
     """
 
     dump_id: int
-    table_oid: int
     oid: int
     tag: str
     desc: str
-    section: str
     definition: str
     copy_statement: str
     namespace: str
@@ -297,15 +295,14 @@ def _archive_version(cursor: _Cursor) -> tuple[int, int]:
 
 
 def _entry(cursor: _Cursor, version: tuple[int, int]) -> Entry:
-    dump_id = cursor.integer()
-    cursor.integer()  # whether it has data
+    dump_id, _had_data = cursor.integer(), cursor.integer()
+    _catalog, oid = _number(cursor.raw()), _number(cursor.raw())
+    tag, desc, section = cursor.text(), cursor.name(), cursor.integer()
     entry = Entry(  # arguments are evaluated in order, and this is the file's
         dump_id=dump_id,
-        table_oid=_number(cursor.raw()),
-        oid=_number(cursor.raw()),
-        tag=cursor.text(),
-        desc=cursor.name(),
-        section=_SECTIONS.get(cursor.integer(), ""),
+        oid=oid,
+        tag=tag,
+        desc=desc,
         definition=cursor.text(),
         copy_statement=_copy_statement(cursor),
         namespace=cursor.name(),
@@ -314,7 +311,7 @@ def _entry(cursor: _Cursor, version: tuple[int, int]) -> Entry:
         dependencies=_dependencies(cursor),
         filename=cursor.text(),
     )
-    if entry.dump_id <= 0 or not entry.section or (entry.filename and not _FILENAME.fullmatch(entry.filename)):
+    if dump_id <= 0 or section not in _SECTIONS or (entry.filename and not _FILENAME.fullmatch(entry.filename)):
         raise _damaged(cursor.position)
     if entry.desc == "BLOBS" and version < (1, 16):
         return replace(entry, filename="blobs.toc")  # whatever it says: pg_restore takes it so, too

@@ -23,11 +23,9 @@ def entry(dump_id: int, desc: str, **changes: Any) -> Entry:
     """An entry of toc.dat."""
     plain = Entry(
         dump_id=dump_id,
-        table_oid=0,
         oid=0,
         tag="",
         desc=desc,
-        section="data",
         definition="",
         copy_statement="",
         namespace="",

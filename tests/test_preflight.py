@@ -68,4 +68,4 @@ def test_what_a_function_s_body_says_does_not_count() -> None:
 
 
 def entry(desc: str, definition: str) -> Entry:
-    return Entry(1, 0, 0, "t", desc, "pre-data", definition, "", "public", "", "", (), "")
+    return Entry(1, 0, "t", desc, definition, "", "public", "", "", (), "")

@@ -13,11 +13,9 @@ CLONE = "\nALTER TABLE s.leaf DISABLE TRIGGER t;\n"
 def entry(dump_id: int, desc: str, tag: str, *dependencies: int, schema: str = "s", definition: str = "") -> Entry:
     return Entry(
         dump_id=dump_id,
-        table_oid=0,
         oid=dump_id,
         tag=tag,
         desc=desc,
-        section="pre-data",
         definition=definition,
         copy_statement="",
         namespace=schema,
