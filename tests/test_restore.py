@@ -315,18 +315,25 @@ def test_what_the_target_refuses_of_the_database_s_properties_is_named_and_the_r
         assert connection.execute("SHOW work_mem").fetchone() == ("1MB",)
 
 
+ONLY_HERE = (
+    "CREATE FUNCTION only_here(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $body$ BEGIN"
+    " IF current_database() <> '{}' THEN RAISE 'not here'; END IF; RETURN n; END $body$"
+)
+"""Works in the database of that name, and in none that is restored from it."""
+
+
 def test_of_hundreds_of_tables_each_is_counted_and_analyzed_but_for_the_one_that_fails(
     postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory, new_name: NewName
 ) -> None:
     here, source, name = site(postgres17), database(postgres17), new_name(postgres17)
     with postgres17.connect(source) as connection:
         connection.execute(
-            "DO $do$ BEGIN FOR i IN 1..240 LOOP"
-            " EXECUTE format('CREATE TABLE t%s AS SELECT n, -n AS m FROM generate_series(1, %s) n', i, i); END LOOP;"
-            " CREATE FUNCTION only_here(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $body$ BEGIN"
-            f" IF current_database() <> '{source}' THEN RAISE 'not here'; END IF; RETURN n; END $body$;"
-            " CREATE STATISTICS odd ON (public.only_here(n)), m FROM t7; END $do$"
+            "DO $$ BEGIN FOR i IN 1..240 LOOP"
+            " EXECUTE format('CREATE TABLE t%s AS SELECT n, -n AS m FROM generate_series(1, %s) n', i, i);"
+            " END LOOP; END $$"
         )
+        connection.execute(ONLY_HERE.format(source).encode())
+        connection.execute("CREATE STATISTICS odd ON (public.only_here(n)), m FROM t7")
     restored = restore_to(here, here.take(source), name)
 
     found = {each.name: each.found for each in restored.comparisons if each.name.startswith("public.t")}
@@ -342,10 +349,7 @@ def test_a_failing_analyze_is_named_and_the_database_is_there(
 ) -> None:
     here, source, name = site(postgres17), database(postgres17), new_name(postgres17)
     with postgres17.connect(source) as connection:
-        connection.execute(
-            "CREATE FUNCTION only_here(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $body$ BEGIN"
-            f" IF current_database() <> '{source}' THEN RAISE 'not here'; END IF; RETURN n; END $body$"
-        )
+        connection.execute(ONLY_HERE.format(source).encode())
         connection.execute("CREATE TABLE numbers AS SELECT n, -n AS m FROM generate_series(1, 9) n")
         connection.execute("CREATE STATISTICS odd ON (public.only_here(n)), m FROM numbers")
     restored = restore_to(here, here.take(source), name)

@@ -40,9 +40,8 @@ _PROGRAMS = Path(sys.executable).parent
 class Machine:
     """Where everything is. `bucket` is the folder that the S3 server shows, None where there is no S3 server.
 
-    `data` is the folder of PostgreSQL's cluster.
-
-    `requests` is where a link (`linked`) counts what is asked of the S3 server.
+    `data` is the folder of PostgreSQL's cluster. `requests` is where a link (`linked`) counts what is asked of the S3
+    server.
     """
 
     clients: Path
