@@ -199,14 +199,16 @@ class Session:
 def reach(server: connection.Server, database: str, folder: Path, application: str) -> Iterator[Access]:
     """Reaches a server for the first time and pins it; a passfile of our own lives in `folder` while the block runs.
 
-    Raises UsageError, AccessRefused or DatabaseError where that fails or a pooler answers.
+    Its session does not: each is a slot of the server's that somebody else lacks. Raises UsageError, AccessRefused or
+    DatabaseError where that fails or a pooler answers.
     """
     text = connection.passfile_text(server)
     passfile = _write_passfile(folder, text) if text is not None else None
     environment = connection.child_environment(server, passfile, application)
     try:
         with _connect(server, passfile, database, application) as link:
-            yield _pinned(link, server, passfile, environment)
+            access = _pinned(link, server, passfile, environment)
+        yield access
     finally:
         if passfile is not None:
             with contextlib.suppress(OSError):  # what was done is done; the folder goes too, now or by the next run

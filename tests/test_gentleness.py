@@ -153,3 +153,20 @@ def test_pg_dump_is_as_nice_as_it_is_asked_to_be(postgres17: PostgresServer, sit
 
     assert run.end().code == 0
     assert niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 7)
+
+
+@pytest.mark.slow
+def test_a_dump_has_three_sessions_of_the_server_before_its_workers(
+    postgres17: PostgresServer, site: MakeSite, table: str
+) -> None:
+    here = site(postgres17)
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backupd backup'"
+    with locked_table(postgres17, table, "t"), postgres17.connect() as connection:
+        run = here.start("backup", table)
+        waits = f"{query} AND wait_event_type = 'Lock'".encode()
+        wait_until(lambda: connection.execute(waits).fetchone() == (1,), "pg_dump does not wait for the table")
+        sessions = connection.execute(query).fetchone()
+
+    assert run.end().code == 0
+    assert sessions == (3,)
+    assert len(here.listed()) == 1
