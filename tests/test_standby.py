@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from fix_postgres import PostgresServer, standby_of, wait_for
-from fix_tools import Site
+from fix_tools import Site, wait_until
 
 from backupd import backup, render
 from backupd.manifest import Backup
@@ -33,7 +32,7 @@ class Cluster:
 def cluster(
     own_postgres: Callable[..., tuple[PostgresServer, Callable[[], None]]], site: MakeSite
 ) -> Iterator[Cluster]:
-    primary, _ = own_postgres()
+    primary, _ = own_postgres(autovacuum="off")  # its snapshots would keep rows that a VACUUM here shall remove
     with primary.connect() as connection:
         connection.execute(
             "CREATE TABLE rows_of_old AS SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 40000) n"
@@ -54,27 +53,22 @@ def set_on(server: PostgresServer, name: str, value: str) -> None:
     wait_for(server, f"SELECT WHERE current_setting('{name}') = %s", value)
 
 
-def conflicts(standby: PostgresServer) -> int:
-    """How many queries replay has cancelled there; the question itself may be one of them."""
-    while True:
-        with contextlib.suppress(psycopg.OperationalError), standby.connect() as connection:
-            row = connection.execute("SELECT sum(conflicts)::integer FROM pg_stat_database").fetchone()
-            assert row is not None
-            return int(row[0])
+def remove_rows(primary: psycopg.Connection) -> None:
+    """Replay of this cancels every query on the standby that began before it."""
+    primary.execute("UPDATE churned SET n = n + 1")
+    primary.execute("VACUUM churned")
+    primary.execute("UPDATE churned SET n = n - 1")  # its commit sends what VACUUM wrote at once
 
 
 @contextlib.contextmanager
-def vacuum(cluster: Cluster, until_conflicts: float) -> Iterator[None]:
-    """Removes rows on the primary again and again, until replay has cancelled that many queries on the standby."""
+def churn(cluster: Cluster) -> Iterator[None]:
+    """Removes rows again and again."""
     stop = threading.Event()
-    before = conflicts(cluster.standby)
 
     def remove() -> None:
         with cluster.primary.connect() as connection:
-            while not stop.is_set() and conflicts(cluster.standby) - before < until_conflicts:
-                connection.execute("UPDATE churned SET n = n + 1")
-                connection.execute("VACUUM churned")
-                time.sleep(0.01)
+            while not stop.wait(0.01):
+                remove_rows(connection)
 
     thread = threading.Thread(target=remove)
     thread.start()
@@ -115,10 +109,17 @@ def test_a_backup_of_a_primary_says_nothing_of_recovery(cluster: Cluster) -> Non
     assert "replay lag" not in render.show(Backup(manifest))
 
 
-def test_a_dump_that_replay_cancelled_is_made_again_in_a_new_snapshot(cluster: Cluster) -> None:
+def test_a_dump_that_replay_cancelled_is_made_again_in_a_new_snapshot(
+    cluster: Cluster, shell_clients: Callable[[PostgresServer, str], Path], tmp_path: Path
+) -> None:
     set_on(cluster.standby, "max_standby_streaming_delay", "0")
-    with vacuum(cluster, until_conflicts=1):
-        ended = cluster.here.run("backup", "postgres")
+    begun = tmp_path / "begun"
+    telling = str(shell_clients(cluster.standby, f'touch {begun}; exec "$real" "$@"'))
+    running = cluster.here.start("backup", "postgres", BACKUPD_DUMP__CLIENTS=telling)
+    wait_until(begun.exists, "the first dump begins")
+    with cluster.primary.connect() as connection:
+        remove_rows(connection)
+    ended = running.end()
 
     assert ended.code == 0, ended.stderr
     retried = [event["reason"] for event in ended.events if event["event"] == "backup.retried"]
@@ -131,7 +132,7 @@ def test_a_dump_that_replay_cancelled_is_made_again_in_a_new_snapshot(cluster: C
 def test_a_standby_that_cancels_every_dump_is_given_up_and_said_with_what_helps(cluster: Cluster) -> None:
     set_on(cluster.standby, "max_standby_streaming_delay", "0")
     cluster.here.remember()
-    with vacuum(cluster, until_conflicts=float("inf")):
+    with churn(cluster):
         ended = cluster.here.run("backup", "postgres")
 
     cluster.here.assert_failed(ended, 16, "replica_conflict")
@@ -147,7 +148,7 @@ def test_a_conflict_is_known_by_the_servers_count_where_its_words_are_not(
     set_on(cluster.standby, "max_standby_streaming_delay", "0")
     translated = """"$real" "$@" 2>/dev/null && exit; echo "pg_dump: error: Abbruch" >&2; exit 1"""
     cluster.here.settings["BACKUPD_DUMP__CLIENTS"] = str(shell_clients(cluster.standby, translated))
-    with vacuum(cluster, until_conflicts=float("inf")):
+    with churn(cluster):
         ended = cluster.here.run("backup", "postgres")
 
     assert (ended.code, ended.error["reason"]) == (16, "replica_conflict"), ended.stderr
