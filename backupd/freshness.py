@@ -40,12 +40,24 @@ def check(
     labels = known if expected is None else {*expected}
     return tuple(
         _after_failures(
-            _freshness(label, [backup for backup in found[label] if backup.manifest.filter == patterns], max_age, now),
+            _freshness(label, found[label], good(found[label], patterns), max_age, now),
             listing.failures,
         )
         for label in sorted(labels)
         if not is_retired(found[label])
     )
+
+
+def good(backups: Sequence[Backup], patterns: Filter | None) -> tuple[Backup, ...]:
+    """Those that nothing speaks against, and that were filtered alike: another filter is no substitute."""
+    return tuple(each for each in backups if each.suspect is None and each.manifest.filter == patterns)
+
+
+def why_none(backups: Sequence[Backup]) -> str:
+    """Why none of these, which are all of a database, is a good one, in words."""
+    if any(each.suspect is None for each in backups):
+        return "its good backups have another filter than is set here"
+    return "all its backups are suspect" if backups else "it has no backup"
 
 
 def is_retired(backups: Sequence[Backup]) -> bool:
@@ -65,12 +77,12 @@ def _after_failures(freshness: Freshness, failures: Sequence[failure.Failure]) -
     return replace(freshness, reason=text)
 
 
-def _freshness(label: Label, backups: Sequence[Backup], max_age: timedelta, now: datetime) -> Freshness:
-    good = [backup.manifest for backup in backups if backup.suspect is None]
-    if not good:
-        reason = "all its backups are suspect" if backups else "it has no backup"
-        return Freshness(label, None, True, reason)
-    newest = good[0]
+def _freshness(
+    label: Label, backups: Sequence[Backup], counting: Sequence[Backup], max_age: timedelta, now: datetime
+) -> Freshness:
+    if not counting:
+        return Freshness(label, None, True, why_none(backups))
+    newest = counting[0].manifest
     age = now - newest.finished_at
     if newest.started_at > now:
         return Freshness(label, newest.finished_at, True, f"backup {newest.id} lies in the future: a clock is wrong")

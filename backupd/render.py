@@ -145,7 +145,7 @@ def show(backup: Backup) -> str:
     ]
     lines += [("encrypted to", recipient) for recipient in manifest.recipients]
     if filters is not None:
-        lines.append(("filtered", _patterns(filters)))
+        lines.append(("filtered", patterns(filters)))
     lines += [
         (note.kind, f"{'yes' if note.ok else 'NO'}, {note.at:%Y-%m-%d %H:%M:%S} UTC {_facts(note.facts)}")
         for note in backup.notes
@@ -154,7 +154,8 @@ def show(backup: Backup) -> str:
     return "\n".join(f"{name + ':':<14}{printable(text)}" for name, text in lines)
 
 
-def _patterns(filters: Filter) -> str:
+def patterns(filters: Filter) -> str:
+    """What a filter lets through, as far as it says so."""
     if filters.sha256:
         return f"by patterns that an encrypted backup does not name (sha256 {filters.sha256[:16]})"
     return f"include {', '.join(filters.include) or '*'}; exclude {', '.join(filters.exclude) or 'nothing'}"

@@ -15,11 +15,10 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Literal
 
-from backupd import estimate, retention, words
+from backupd import estimate, freshness, retention, words
 from backupd.catalog import Listing
 from backupd.errors import BackupdError
 from backupd.failure import Failure, is_current
-from backupd.freshness import is_retired
 from backupd.history import Gap, gaps
 from backupd.manifest import Backup, Filter, NoteKind
 from backupd.outline import Outline
@@ -220,11 +219,11 @@ def _database(found: _Found, expected: Expected, now: datetime) -> Database:
     label, backups = found.label, tuple(found.backups)
     own = label.server == expected.server
     patterns = expected.filter if own or not backups else backups[0].manifest.filter
-    good = tuple(each for each in backups if each.suspect is None and each.manifest.filter == patterns)
+    good = freshness.good(backups, patterns)
     database = Database(label, "retired", (), backups, good, failures=tuple(found.failures))
     if own:
         database = _with_retention(database, expected.policy, now)
-    if is_retired(backups):
+    if freshness.is_retired(backups):
         return database
     database = replace(database, gaps=gaps(good, database.decisions, expected.max_age, now))
     concerns = tuple(_concerns(database, expected, now))
@@ -291,10 +290,8 @@ def _freshness(database: Database, expected: Expected, now: datetime) -> Iterato
     again = ("backup", database.label.database) if database.label.server == expected.server else ()
     newest = database.newest
     if newest is None:
-        reason = "all its backups are suspect" if database.backups else "it has no backup"
-        if any(backup.suspect is None for backup in database.backups):
-            reason = "it has no backup with the tables that are expected, only filtered ones"
-        yield Concern("danger", reason, "Take a backup, and see why there is none.", again, "backup-is-failing")
+        hint = "Take a backup, and see why there is none."
+        yield Concern("danger", freshness.why_none(database.backups), hint, again, "backup-is-failing")
     elif newest.manifest.started_at > now:
         text = f"its newest backup {newest.id} lies in the future: a clock is wrong"
         yield Concern("danger", text, "Set the clock; retention is frozen until then.", (), "retention-is-frozen")

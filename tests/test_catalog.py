@@ -763,6 +763,13 @@ def test_backups_count_only_with_the_filter_of_the_installation() -> None:
     assert [each.finished_at for each in checked(*backups, patterns=filtered)] == [NOW - timedelta(hours=2)]
 
 
+def test_a_database_whose_backups_are_filtered_otherwise_is_stale_for_that_reason() -> None:
+    (got,) = checked(ended(1, patterns=Filter(exclude=("logs",))))
+
+    assert (got.stale, got.finished_at) == (True, None)
+    assert got.reason == "its good backups have another filter than is set here"
+
+
 def test_what_remembers_reads_nothing_twice_and_misses_nothing_new(catalog: Catalog, tmp_path: Path) -> None:
     opened: list[str] = []
     plain, store = (

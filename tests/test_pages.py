@@ -26,6 +26,7 @@ pytest.importorskip("jinja2")
 
 from backupd.web import pages
 from backupd.web.commands import Here, line, quoted, restore_steps
+from backupd.web.summary import details
 
 HERE = Here("backupd", "https://example.org/runbooks")
 PLACE = "http://status.example"
@@ -318,6 +319,16 @@ def test_a_filtered_backup_is_not_offered_as_a_replacement() -> None:
     backup = made_backup(made_manifest(NOW, patterns=Filter(include=("public.*",))))
 
     assert not [step for step in restore_steps(Here(), backup, "file:///b") if "--replace" in step.command]
+
+
+def test_the_hidden_filter_of_an_encrypted_backup_is_not_shown_as_none() -> None:
+    hidden = Filter(include=("public.*",)).hidden()
+    shown = dict(details(replace(_encrypted(), manifest=replace(_encrypted().manifest, filter=hidden))))
+
+    assert shown["Filter"].startswith("by patterns that an encrypted backup does not name")
+    assert dict(details(made_backup(made_manifest(NOW, patterns=Filter(include=("public.*",))))))["Filter"] == (
+        "include public.*; exclude nothing"
+    )
 
 
 def test_an_encrypted_backup_is_not_said_to_open_with_tar_alone() -> None:

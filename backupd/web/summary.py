@@ -174,10 +174,7 @@ def details(backup: Backup) -> Iterator[tuple[str, str]]:
     yield "Database then", render.size(manifest.database_bytes)
     yield "Rewrites while it was taken", f"checked: {manifest.rewrite_check}"
     if manifest.filter is not None:
-        yield (
-            "Filter",
-            f"only {', '.join(manifest.filter.include) or '*'}, without {', '.join(manifest.filter.exclude)}",
-        )
+        yield "Filter", render.patterns(manifest.filter)
     if manifest.recipients:
         yield "Encrypted for", ", ".join(manifest.recipients)
     yield "Taken by", f"backupd {manifest.backupd_version}"
