@@ -210,7 +210,7 @@ class Installation:
             between = schedule.interval(chosen.schedule(chosen.cron), now)
             within = between + max(between / _LATE, chosen.jitter or timedelta(0))
         return status.Expected(
-            server=self.settings.server_label,
+            server=self.settings.known_label or "",
             labels=labels,
             **({} if within is None else {"max_age": within}),
             verified_within=wanted.verify_within,

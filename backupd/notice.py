@@ -106,12 +106,13 @@ def of_drill(drilled: Backup) -> Notice:
     return Notice("was drilled", drilled.source.database, text)
 
 
-def message(server: str, notices: Sequence[Notice]) -> tuple[str, str]:
-    """Title and body of one message for all of them, what is urgent first."""
+def message(server: str | None, notices: Sequence[Notice]) -> tuple[str, str]:
+    """Title and body of one message for all of them, what is urgent first; no `server` where it is of several."""
     first = sorted(notices, key=lambda each: each.kind not in _URGENT)
     kinds = list(dict.fromkeys(each.kind for each in first))
-    title = f"backupd {server}: " + "; ".join(f"{_names(first, kind)} {kind}" for kind in kinds)
-    return title, "\n\n".join(f"{each.database} {each.kind}. {each.text}" for each in first)
+    said = "; ".join(f"{_names(first, kind)} {kind}" for kind in kinds)
+    whose = " ".join(filter(None, ("backupd", server)))
+    return f"{whose}: {said}", "\n\n".join(f"{each.database} {each.kind}. {each.text}" for each in first)
 
 
 def digest(status: Status) -> tuple[str, str]:

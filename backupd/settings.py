@@ -97,6 +97,14 @@ class Settings:
         label = next(filter(None, names), "localhost")
         return "localhost" if label.startswith(("/", "@")) else label
 
+    @property
+    def known_label(self) -> str | None:
+        """As `server_label`; None where several servers are set, and nothing says which of them is meant."""
+        try:
+            return self.server_label
+        except UsageError:
+            return None
+
     def _service(self) -> str | None:
         """The one of `source.services` that this run is for. Raises UsageError where that is none."""
         services = self.source.services

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
+from fix_restore import Stocked
 from fix_tools import Site
 from made_backups import made_backup, made_manifest, made_note
 from prometheus_client.parser import text_string_to_metric_families
@@ -357,3 +358,42 @@ def test_a_monitor_that_cannot_be_told_fails_no_backup(
     assert ended.code == 0
     assert [each["event"] for each in ended.events].count("metrics.failed") == 2
     assert len(here.listed()) == 1
+
+
+SEVERAL = {f"BACKUPD_SOURCE__{name}": "" for name in ("HOST", "PORT", "USER", "PASSWORD", "SERVER")} | {
+    "BACKUPD_SOURCE__SERVICES": "prod,billing"
+}
+
+
+@pytest.mark.slow
+def test_a_run_that_no_one_of_several_servers_is_meant_by_ends_well_and_tells_of_all(
+    site: Callable[..., Site], postgres17: PostgresServer, database: DatabaseFactory, tmp_path: Path
+) -> None:
+    name, path = database(postgres17), tmp_path / "backupd.prom"
+    here = site(postgres17)
+    here.take(name)
+    target = {"HOST": "127.0.0.1", "PORT": str(postgres17.port), "USER": postgres17.user}
+    here.settings |= SEVERAL | {f"BACKUPD_TARGET__{key}": value for key, value in target.items()}
+    here.settings |= {"BACKUPD_TARGET__PASSWORD": postgres17.password, "BACKUPD_METRICS__TEXTFILE": str(path)}
+    success = ("backupd_backup_last_success_timestamp_seconds", "prod", name)
+
+    for arguments in (("restore", f"prod/{name}@latest", "--as", f"{name[:-2]}_2"), ("verify", "all")):
+        ended = here.run(*arguments)
+        assert ended.code == 0, ended.stderr
+        assert success in values(path.read_bytes())
+        path.unlink()
+
+
+@pytest.mark.slow
+def test_a_drill_tells_of_the_server_of_its_backup(
+    stocked: Stocked, postgres17: PostgresServer, postgres18: PostgresServer, tmp_path: Path
+) -> None:
+    here, backup = stocked(postgres17)
+    url = f"postgresql://{postgres18.user}@127.0.0.1:{postgres18.port}/postgres"
+    here.settings |= SEVERAL | {"BACKUPD_DRILL__URL": url, "BACKUPD_DRILL__PASSWORD": postgres18.password}
+    here.settings["BACKUPD_METRICS__TEXTFILE"] = str(tmp_path / "backupd.prom")
+    ended = here.run("drill", "latest")
+
+    assert ended.code == 0, ended.stderr
+    told = values((tmp_path / "backupd.prom").read_bytes())
+    assert told["backupd_drill_last_success_timestamp_seconds", "prod", backup.source.database] > 0

@@ -50,6 +50,7 @@ def drill(
             nothing = "nothing to drill: the newest backup of each database was drilled"
             shared.print_json(None) if json_ else shared.say(nothing)
             return
+        run.server = chosen.source.server
         drilled = _drill(run.here, run.found, chosen)
         run.note(chosen.source.database, "drill", chosen, drilled.seconds)
         run.notices.append(notice.of_drill(drilled.backup))

@@ -20,28 +20,32 @@ _log = log.get_logger()
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that has ended: its databases, and of those that failed which, at which step, and why."""
+    """A run that has ended: its server and databases, and of those that failed which, at which step, and why.
 
+    Without a server it was about several.
+    """
+
+    server: str | None
     databases: Sequence[str]
     failed: Sequence[tuple[str, str, str]]
     now: datetime
 
 
 def tell(here: Installation, found: Catalog, run: Ended) -> None:
-    """Tells how this server's databases fare now; where the store cannot be read, only which of the run's failed.
+    """Tells how the server's databases fare now; where the store cannot be read, only which of the run's failed.
 
     A Pushgateway is told of the run's databases only: runs of others may be under way, and know theirs better.
     """
-    chosen, server = here.settings.metrics, here.settings.server_label
+    chosen = here.settings.metrics
     if chosen.pushgateway_url is None and chosen.textfile is None:
         return
     from backupd import metrics
 
     try:
-        only = run.databases if chosen.textfile is None else ()
-        told, whole = list(_all(here, found, only, run.now)), True
+        told, whole = list(_all(here, found, run)), True
     except BackupdError as exc:
         _log.warning("metrics.incomplete", message=exc.message, action="look at the store")
+        server = run.server or ""
         failures = (metrics.of_failure(Label(server, each[0]), each[1], each[2], run.now) for each in run.failed)
         told, whole = [sample for each in failures for sample in each], False
     if chosen.textfile is not None:
@@ -49,17 +53,18 @@ def tell(here: Installation, found: Catalog, run: Ended) -> None:
             metrics.write_file(chosen.textfile, told, whole)
     if chosen.pushgateway_url is not None:
         with _bearable():
-            own = {(server, database) for database in run.databases}
+            own = {(run.server, database) for database in run.databases}
             metrics.push(chosen.pushgateway_url, [each for each in told if not own or each.labels[:2] in own])
 
 
-def _all(here: Installation, found: Catalog, only: Sequence[str], now: datetime) -> "Iterator[Sample]":
-    """Of those databases, or all of the server: a pod for each database is not to read what all others have."""
+def _all(here: Installation, found: Catalog, run: Ended) -> "Iterator[Sample]":
+    """Of the run's databases, where no file is to have all: a pod for each is not to read what all others have."""
     from backupd import metrics, status
 
-    expected, server = here.expectations(None, now), here.settings.server_label
-    for listing in [found.backups(server, each) for each in only] or [found.backups(server)]:
-        yield from metrics.samples(status.status(listing, expected, status.Reading(found.store.url, now), now))
+    only = run.databases if here.settings.metrics.textfile is None else ()
+    expected, reading = here.expectations(None, run.now), status.Reading(found.store.url, run.now)
+    for listing in [found.backups(run.server, each) for each in only] or [found.backups(run.server)]:
+        yield from metrics.samples(status.status(listing, expected, reading, run.now))
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ class Run:
 
     here: Installation
     found: Catalog
+    server: str | None
+    """Whose databases it is about; None where nothing says which of several."""
     databases: list[str] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     failed: list[tuple[str, Step, BackupdError]] = field(default_factory=list)
@@ -212,7 +214,7 @@ def reported(verb: str, *, tells: bool = True, pings: bool = False) -> Iterator[
     With `pings` the dead-man's switch hears of the beginning and of every end.
     """
     here = shared.installation()
-    run = Run(here, here.catalog().remembering())
+    run = Run(here, here.catalog().remembering(), here.settings.known_label)
     began = time.monotonic()
     if pings:
         tell.ping(here, "/start", "")
@@ -225,14 +227,14 @@ def reported(verb: str, *, tells: bool = True, pings: bool = False) -> Iterator[
         if not run.told:  # it failed before any database was known
             run.notices.append(notice.of_error(verb, exc))
         if tells:
-            tell.send(here, run.notices)
+            tell.send(here, run.server, run.notices)
         if pings:
             tell.ping(here, f"/{code}", f"{reason}: {exc}")
         raise
     _log_finished(run, verb, began, 0, "ok")
     _tell_monitors(run)
     if tells:
-        tell.send(here, run.notices)
+        tell.send(here, run.server, run.notices)
     if pings:
         tell.ping(here, "", "\n".join(each.backup for each in run.outcomes if each.backup))
 
@@ -251,7 +253,7 @@ def _log_finished(run: Run, verb: str, began: float, code: int, reason: str) -> 
 
 def _tell_monitors(run: Run) -> None:
     failed = [(database, step, exc.reason) for database, step, exc in run.failed]
-    monitor.tell(run.here, run.found, monitor.Ended(run.databases, failed, shared.now()))
+    monitor.tell(run.here, run.found, monitor.Ended(run.server, run.databases, failed, shared.now()))
 
 
 def _log_failure(database: str, step: Step, exc: BackupdError) -> None:

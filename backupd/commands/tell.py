@@ -9,10 +9,10 @@ from backupd.notice import Notice
 _log = log.get_logger()
 
 
-def send(here: Installation, notices: Sequence[Notice]) -> None:
+def send(here: Installation, server: str | None, notices: Sequence[Notice]) -> None:
     """Sends one message with all of the notices, if there are any and anybody is to be told."""
     if notices:
-        send_text(here, *notice.message(here.settings.server_label, notices))
+        send_text(here, *notice.message(server, notices))
 
 
 def send_text(here: Installation, title: str, body: str) -> None:
