@@ -332,8 +332,9 @@ def test_the_hidden_filter_of_an_encrypted_backup_is_not_shown_as_none() -> None
 
 
 def test_an_encrypted_backup_is_not_said_to_open_with_tar_alone() -> None:
-    (*_, by_hand) = restore_steps(Here(), _encrypted(), "file:///b")
+    (into_a_new, *_, by_hand) = restore_steps(Here(), _encrypted(), "file:///b")
 
+    assert "private keys" in into_a_new.text
     assert "age" in by_hand.text
     assert "pg_restore" not in by_hand.command
 

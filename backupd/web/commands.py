@@ -37,9 +37,11 @@ def restore_steps(here: Here, backup: Backup, store_url: str) -> Iterator[Step]:
     name, database = name_of(backup), backup.source.database
     beside = f"{database}_restored" if _PLAIN.fullmatch(database) else "restored"
     restore = ("restore", str(name))
+    needs = " It is encrypted: run that where the private keys are." if backup.manifest.recipients else ""
     yield Step(
         "Into a new database",
-        "Beside the live one, which is not touched. It is compared, table by table, before anybody may connect.",
+        "Beside the live one, which is not touched. It is compared, table by table, before anybody may connect."
+        + needs,
         line(here, (*restore, "--as", beside)),
     )
     if backup.manifest.filter is None:
@@ -50,12 +52,13 @@ def restore_steps(here: Here, backup: Backup, store_url: str) -> Iterator[Step]:
         )
         yield Step(
             "Replace the live database",
-            "Restored beside it and compared; then the names are swapped in one transaction. The old one is kept.",
+            "Restored beside it and compared; then the names are swapped in one transaction. The old one is kept."
+            + needs,
             line(here, (*restore, "--replace", database)),
         )
     yield Step(
         "Only one table",
-        "With what it needs and what belongs to it, read by range. Put the table's name in.",
+        "With what it needs and what belongs to it, read by range. Put the table's name in." + needs,
         line(here, (*restore, "--as", f"{beside}_part", "--table", "public.TABLE")),
     )
     yield _by_hand(name, backup, store_url)
