@@ -37,12 +37,17 @@ _UNSEEN = re.compile(
 )  # and what turns the direction of a line, or breaks it
 _SECRET_KEY = re.compile(r"(password|passphrase|secret|secret_?access_?key|(session|security)_?token)$", re.I)
 _QUOTED = r"""'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.)*\""""
+# of a conninfo within an SQL literal, as in CREATE SUBSCRIPTION: each quote is there twice, also behind a backslash
+_DOUBLED = r"''(?:[^'\\]|\\++'{0,2}|'''')*''"
+_CUT = r"['\"]{1,2}[^'\"…]*…"  # a line that was cut (`process`) ends within the quotes
 _NAMES = r"(?:password|passwd|passphrase|secret[_-]?(?:access[_-]?)?key|(?:session|security)[_-]?token|signature)"
 _FORMS = (
     (re.compile(r"(://[^\s/@:]*:)[^\s'\"<>]{1,500}@"), rf"\1{MASK}@"),  # the password of a URI
-    (re.compile(rf"({_NAMES}['\"]?\s*=\s*)(?:{_QUOTED}|[^\s,;&'\"]+)", re.I), rf"\1{MASK}"),  # conninfo, environment
-    # JSON, SQL; a line that was cut (`process`) ends within the quotes
-    (re.compile(rf"({_NAMES}['\"]?\s*:\s*|\bpassword\s+)(?:{_QUOTED}|['\"][^'\"…]*…)", re.I), rf"\1{MASK}"),
+    (  # conninfo, environment
+        re.compile(rf"({_NAMES}['\"]?\s*=\s*)(?:{_DOUBLED}|{_CUT}|{_QUOTED}|(?:\\.|[^\s,;&'\"\\])+)", re.I),
+        rf"\1{MASK}",
+    ),
+    (re.compile(rf"({_NAMES}['\"]?\s*:\s*|\bpassword\s+)(?:{_QUOTED}|{_CUT})", re.I), rf"\1{MASK}"),  # JSON, SQL
     (re.compile(rf"(<({_NAMES})>)[^<]*", re.I), rf"\1{MASK}"),  # XML answers of S3
     (re.compile(r"AGE-SECRET-KEY-1[0-9A-Z]+", re.I), MASK),
     (re.compile(r"SCRAM-SHA-256\$[0-9]+:[^\s'\"]+|\bmd5[0-9a-f]{32}\b"), MASK),  # what passwords are checked by

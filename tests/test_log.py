@@ -66,6 +66,12 @@ def json_log(*secrets: str, level: Literal["debug", "info", "warning", "error"] 
         ("ALTER ROLE app PASSWORD 'canary';", "ALTER ROLE app PASSWORD ***;"),
         ("ENCRYPTED PASSWORD 'it''s'", "ENCRYPTED PASSWORD ***"),
         ("OPTIONS (user 'app', password 'canary and…", "OPTIONS (user 'app', password ***"),
+        ("CONNECTION 'user=r password=''a canary'' dbname=d'", "CONNECTION 'user=r password=*** dbname=d'"),
+        (r"CONNECTION E'password=''a \\''canary \\\\'' dbname=d'", "CONNECTION E'password=*** dbname=d'"),
+        ("CONNECTION 'password=''it''''s canary'' dbname=d'", "CONNECTION 'password=*** dbname=d'"),
+        ("CONNECTION 'user=r password=''a canary and…", "CONNECTION 'user=r password=***"),
+        ("host=db password='a canary and…", "host=db password=***"),
+        (r"host=db password=a\ canary user=app", "host=db password=*** user=app"),
         ("AWS_SECRET_ACCESS_KEY=canary/+x AWS_REGION=eu", "AWS_SECRET_ACCESS_KEY=*** AWS_REGION=eu"),
         ("aws_session_token = canary", "aws_session_token = ***"),
         ('{"SecretAccessKey": "canary", "Expiration": 1}', '{"SecretAccessKey": ***, "Expiration": 1}'),
@@ -117,7 +123,10 @@ def test_no_known_secret_survives(before: str, secret: str, after: str) -> None:
     assert log.scrub(before + secret + after, [secret]) == before + log.MASK + after
 
 
-@pytest.mark.parametrize("part", ["://", "://a:", "://a:b", "password='", 'password"', "password = ", "<password>"])
+@pytest.mark.parametrize(
+    "part",
+    ["://", "://a:", "://a:b", "password='", "password=''", r"password=''\\", 'password"', "password = ", "<password>"],
+)
 def test_a_hostile_text_is_scrubbed_in_reasonable_time(part: str) -> None:
     started = time.process_time()
     log.scrub(part * 20_000, ["hunter2"])
