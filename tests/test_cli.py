@@ -226,14 +226,30 @@ def test_check_ends_with_19_and_names_what_is_stale(found: Catalog, run: Callabl
     put(found)
     put(found, timedelta(days=3), database="forgotten")
 
-    code, _, err = run("check", "--max-age", "26h")
+    code, text, err = run("check", "--max-age", "26h")
 
     assert code == 19
+    assert text.startswith("stale: prod/forgotten: the newest good backup ")  # what a monitor shows
+    assert text.count("\n") == 1
     assert "forgotten" in json.loads(err)["detail"]
 
 
 def test_check_of_an_empty_store_is_not_green(run: Callable[..., Ran]) -> None:
-    assert run("check", "--max-age", "26h")[0] == 19
+    code, text, err = run("check", "--max-age", "26h")
+
+    assert (code, text) == (19, "stale: no database is expected and none is backed up\n")
+    assert json.loads(err)["hint"] == "Set BACKUPD_SOURCE__DATABASES."
+
+
+def test_check_does_not_ask_for_databases_that_are_named_where_the_source_is_down(
+    run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"DATABASES": "*", "HOST": "127.0.0.1", "PORT": "1", "USER": "app"}.items():
+        monkeypatch.setenv(f"BACKUPD_SOURCE__{name}", value)
+    code, _, err = run("check", "--max-age", "26h")
+
+    assert code == 19
+    assert json.loads(err.splitlines()[-1])["hint"] == "Run `backupd doctor`."
 
 
 def test_a_retired_database_is_not_expected_any_more(found: Catalog, run: Callable[..., Ran]) -> None:

@@ -122,14 +122,23 @@ def check(
     if json_:
         shared.print_json([asdict(each) for each in found])
     stale = [each for each in found if each.stale]
-    text = "; ".join(f"{each.label}: {each.reason}" for each in stale or found)
-    if stale:
-        hint = "Run `backupd backup`, or `backupd retire DATABASE` where it is gone for good."
-        raise Stale(f"{len(stale)} of {len(found)} databases have no fresh backup", detail=f"{text}.", hint=hint)
+    text = "; ".join(f"{each.label}: {each.reason}" for each in stale or found) or _none(here)
+    if not json_:  # also where it fails: monitors show the first line of stdout
+        shared.say(f"{'stale' if stale or not found else 'ok'}: {text}")
     if not found:
-        raise Stale("no database is expected and none is backed up", hint="Set BACKUPD_SOURCE__DATABASES.")
-    if not json_:
-        shared.say(f"ok: {text}")
+        raise Stale(text, hint="Run `backupd doctor`." if here.names_databases else "Set BACKUPD_SOURCE__DATABASES.")
+    if stale:
+        hint = (
+            "Run `backupd backup`. A database that is gone for good: `backupd retire DATABASE`, or, without any backup,"
+            " take it out of BACKUPD_SOURCE__DATABASES."
+        )
+        raise Stale(f"{len(stale)} of {len(found)} databases have no fresh backup", detail=f"{text}.", hint=hint)
+
+
+def _none(here: Installation) -> str:
+    if here.names_databases:
+        return "the source does not say which databases it has, and none is backed up"
+    return "no database is expected and none is backed up"
 
 
 @app.command()
