@@ -164,22 +164,27 @@ class S3Settings(BaseModel, frozen=True):
         default=None, description="a profile in AWS's own files, whose credentials win over those in the environment"
     )
     addressing: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="where the bucket's name goes in URLs"
+        default="auto", description="where the bucket's name goes in URLs: `path`, `virtual`, or `auto`"
     )
-    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(default=None, description="server-side encryption")
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        default=None, description="server-side encryption: `AES256`, `aws:kms` or `aws:kms:dsse`"
+    )
     kms_key_id: str | None = Field(default=None, description="the KMS key, with `aws:kms`")
     expected_bucket_owner: Annotated[str, Field(pattern="^[0-9]{12}$")] | None = Field(
         default=None, description="the account that must own the bucket"
     )
     checksums: Literal["auto", "when_required", "when_supported", "md5"] = Field(
-        default="auto", description="which checksums uploads carry; some services do not know the newer ones"
+        default="auto",
+        description="which checksums uploads carry, as not every service knows the newer ones: `when_required`,"
+        " `when_supported`, `md5`, or `auto`",
     )
     part_limit: Annotated[int, Field(ge=1, le=10000)] = Field(default=10000, description="the most parts of one upload")
     part_bytes: Annotated[int, Field(ge=5 << 20)] = Field(
         default=16 << 20, description="the smallest part of an upload; doubled until the database's size fits"
     )
     object_lock: Literal["governance", "compliance"] | None = Field(
-        default=None, description="lock each object as it is written, in a bucket with Object Lock"
+        default=None,
+        description="lock each object as it is written, in a bucket with Object Lock: `governance` or `compliance`",
     )
     object_lock_for: _Duration | None = Field(
         default=None, description="for how long, as `30d`; as long as the policy keeps every backup is a good choice"
@@ -404,7 +409,9 @@ class ScratchSettings(BaseModel, frozen=True):
 class LogSettings(BaseModel, frozen=True):
     """What is logged to stderr, and how. `NO_COLOR` is respected."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the least that is logged")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least that is logged: `debug`, `info`, `warning` or `error`"
+    )
     format: Literal["console", "json", "auto"] = Field(
         default="auto", description="`console`, `json` (a line an event), or by whether stderr is a terminal"
     )
