@@ -20,6 +20,7 @@ from backupd.manifest import Backup, Index
 from backupd.progress import Progress
 from backupd.reader import require_trusted
 from backupd.selector import Label, name_of
+from backupd.store import hint_of_second
 
 _log = log.get_logger()
 
@@ -69,7 +70,7 @@ def _hints_of(first: Catalog, second: Catalog) -> Iterator[None]:
     except BackupdError as exc:
         named = max((url for url in (first.store.url, second.store.url) if url in exc.message), key=len, default="")
         if exc.hint and named == second.store.url:
-            exc.hint = exc.hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
+            exc.hint = hint_of_second(exc.hint)
         raise
 
 

@@ -26,7 +26,7 @@ from backupd.errors import AccessRefused, BackupdError, Locked, UsageError, Veri
 from backupd.finding import Check, Doubt, Finding, attempt, failure, skip, try_all
 from backupd.probe import compare_clocks, file_system, is_in_memory, store_folder
 from backupd.retention import Policy
-from backupd.store import S3Options
+from backupd.store import S3Options, hint_of_second
 
 ROOM_DIVISORS = (2, 10)
 """Room in scratch, as a divisor of the database's size, below which it may and below which it will not suffice.
@@ -86,7 +86,7 @@ def examine(subject: Subject, clock: Callable[[], datetime]) -> list[Finding]:
 
 
 def _of_second(finding: Finding) -> Finding:
-    hint = finding.hint and finding.hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
+    hint = finding.hint and hint_of_second(finding.hint)
     return replace(finding, name=f"second {finding.name}", hint=hint)
 
 

@@ -21,7 +21,7 @@ from backupd.manifest import Filter
 from backupd.selection import Wanted
 from backupd.selector import Label
 from backupd.settings import Settings
-from backupd.store import Store, open_store
+from backupd.store import Store, hint_of_second, open_store
 
 if TYPE_CHECKING:
     from backupd import dump, postgres, status
@@ -70,7 +70,7 @@ class Installation:
             store = open_store(chosen, self.settings.copy_s3_options())
             return Catalog(self._paced(store), self.keys(), self.identities())
         except BackupdError as exc:
-            exc.hint = exc.hint and exc.hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
+            exc.hint = exc.hint and hint_of_second(exc.hint)
             raise
 
     def identities(self) -> Identities:

@@ -281,15 +281,14 @@ def refuse_pooler(session: Session) -> None:
 
 
 @contextlib.contextmanager
-def connect(access: Access, database: str, application: str | None = None) -> Iterator[Session]:
+def connect(access: Access, database: str) -> Iterator[Session]:
     """A session on the pinned server: no timeouts, UTC, row security off (an error, not a filter).
 
     Its search_path is empty, as that of every session of ours: only pg_catalog's own functions and operators are found.
 
     Raises DatabaseError where another server, or the same one after a restart, answers.
     """
-    name = application or access.environment.get("PGAPPNAME", "backupd")
-    with _connect(access.server, access.passfile, database, name) as link:
+    with _connect(access.server, access.passfile, database, access.environment["PGAPPNAME"]) as link:
         session = Session(link, _place(link))
         refuse_pooler(session)
         started_at = session.row("SELECT extract(epoch FROM pg_postmaster_start_time())::float8")[0]

@@ -92,8 +92,8 @@ def places(weights: Sequence[int]) -> list[Place]:
     ]
 
 
-def seconds_left(elapsed_seconds: float, share: float | None, from_share: float = 0.0) -> float | None:
-    """About how long the rest takes, where `share` was reached in that time, beginning at `from_share`."""
-    if share is None or share - from_share < _LEAST_SHARE:
+def seconds_left(elapsed_seconds: float, share: float | None) -> float | None:
+    """About how long the rest takes, where `share` was reached in that time."""
+    if share is None or share < _LEAST_SHARE:
         return None
-    return elapsed_seconds * (1 - share) / (share - from_share)
+    return elapsed_seconds * (1 - share) / share

@@ -116,7 +116,7 @@ def _candidates(path: str | None) -> Iterator[Path]:
         yield Path(program).resolve().parent
 
 
-def _major(bin_directory: Path, uid: int | None = None) -> int | None:
+def _major(bin_directory: Path, uid: int | None) -> int | None:
     """The major version of the server there; None where there is none that can be run (by that user)."""
     try:
         if not (bin_directory / "initdb").exists():

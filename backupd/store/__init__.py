@@ -182,5 +182,10 @@ def open_store(url: str, s3_options: S3Options) -> Store:
     )
 
 
+def hint_of_second(hint: str) -> str:
+    """The hint with the second store's settings: a store knows not which it is, and names the first one's."""
+    return hint.replace("BACKUPD_STORE__", "BACKUPD_COPY__")
+
+
 def _is_plain(parts: SplitResult) -> bool:
     return not ({"@", ":"} & set(parts.netloc) or parts.query or parts.fragment)
