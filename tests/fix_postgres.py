@@ -40,6 +40,19 @@ class PostgresServer:
     bin_directory: Path
     data_directory: Path
 
+    @classmethod
+    def of(cls, made: throwaway.Throwaway) -> "PostgresServer":
+        """That server, as tests use it."""
+        return cls(
+            major=made.install.major,
+            host=str(made.socket_directory),
+            port=made.port,
+            user=made.superuser,
+            password=made.password,
+            bin_directory=made.install.bin_directory,
+            data_directory=made.data_directory,
+        )
+
     def connect(self, dbname: str = "postgres", **keywords: Any) -> psycopg.Connection[Any]:
         """A session in autocommit; `keywords` are libpq's and win."""
         parameters = {"host": self.host, "port": self.port, "user": self.user, "dbname": dbname, **keywords}
@@ -62,15 +75,7 @@ def running_server(major: int, **options: str) -> Iterator[PostgresServer]:
     if install is None:
         pytest.skip(f"PostgreSQL {major} is not installed here")
     with throwaway.start(install, Path(tempfile.gettempdir()), options=OPTIONS | options, listen=True) as server:
-        yield PostgresServer(
-            major=major,
-            host=str(server.socket_directory),
-            port=server.port,
-            user=server.superuser,
-            password=server.password,
-            bin_directory=install.bin_directory,
-            data_directory=server.data_directory,
-        )
+        yield PostgresServer.of(server)
 
 
 @pytest.fixture(scope="session")

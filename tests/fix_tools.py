@@ -396,16 +396,7 @@ def own_postgres(tmp_path: Path) -> Iterator[Callable[..., tuple[PostgresServer,
             running = stack.enter_context(contextlib.ExitStack())
             folder = Path(os.environ.get("TMPDIR", "/tmp"))
             made = running.enter_context(throwaway.start(install, folder, options=OPTIONS | options, listen=True))
-            server = PostgresServer(
-                major=install.major,
-                host=str(made.socket_directory),
-                port=made.port,
-                user=made.superuser,
-                password=made.password,
-                bin_directory=install.bin_directory,
-                data_directory=made.data_directory,
-            )
-            return server, running.close
+            return PostgresServer.of(made), running.close
 
         yield start
 

@@ -422,15 +422,7 @@ def one_server(folder: Path) -> Iterator[PostgresServer]:
     options = OPTIONS | {"max_wal_size": "32MB", "min_wal_size": "32MB", "wal_writer_delay": "10s"}
     options["synchronous_commit"] = "on"
     with throwaway.start(install, folder, options=options, listen=True) as made:
-        yield PostgresServer(
-            17,
-            str(made.socket_directory),
-            made.port,
-            made.superuser,
-            made.password,
-            install.bin_directory,
-            made.data_directory,
-        )
+        yield PostgresServer.of(made)
 
 
 INTO = {

@@ -28,11 +28,11 @@ import forged
 import pyrage
 from attack import arena
 from attack.outcome import Attack
-from fix_postgres import OPTIONS, PostgresServer
+from fix_postgres import PostgresServer, running_server
 from fix_tools import Site
 from forged import Change, Document, Forgery, Original
 
-from backupd import decode, throwaway
+from backupd import decode
 from backupd.manifest import FORMAT, format_of
 from backupd.selector import Label
 
@@ -66,7 +66,7 @@ BYTES = frozenset({"verify", "fetch", "copy"})
 def campaign(seed: int, count: int, folder: Path) -> Iterator[Attack]:
     """Every kind by hand once or more, then mutations of documents and bytes, in an order that the seed decides."""
     chance = random.Random(seed)
-    with served(folder) as server, arena.opened() as pit:
+    with running_server(17) as server, arena.opened() as pit:
         original, bystander = _prepare(server, folder)
         fixed = [*_KINDS]
         chance.shuffle(fixed)
@@ -75,22 +75,6 @@ def campaign(seed: int, count: int, folder: Path) -> Iterator[Attack]:
             kind = next(mutations) if number % 4 == 3 or not fixed else fixed.pop()
             act = partial(_attack, pit, server, original, bystander, kind, seed * 10_000 + number, folder / f"{number}")
             yield Attack(f"{number} {kind.name}", act)
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[PostgresServer]:
-    """A server of the campaign's own."""
-    install = next(each for each in throwaway.find_servers() if each.major == 17)
-    with throwaway.start(install, Path(tempfile.gettempdir()), options=OPTIONS, listen=True) as server:
-        yield PostgresServer(
-            major=17,
-            host=str(server.socket_directory),
-            port=server.port,
-            user=server.superuser,
-            password=server.password,
-            bin_directory=install.bin_directory,
-            data_directory=server.data_directory,
-        )
 
 
 def _prepare(server: PostgresServer, folder: Path) -> tuple[Original, Path]:

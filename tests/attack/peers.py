@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 
 from attack import arena
-from attack.archives import CODES, MEMORY_LIMIT_BYTES, PLANTED, assert_quiet, served
+from attack.archives import CODES, MEMORY_LIMIT_BYTES, PLANTED, assert_quiet
 from attack.outcome import Attack
-from fix_postgres import PostgresServer
+from fix_postgres import PostgresServer, running_server
 
 WHOLE, PART = 110, 5
 
@@ -333,7 +333,7 @@ def campaign(seed: int, count: int, folder: Path) -> Iterator[Attack]:
     scratched = (
         Kind(f"changed bytes {number}", partial(_scratched, seed + number), True, True) for number in itertools.count()
     )
-    with served(folder) as server, arena.opened() as pit:
+    with running_server(17) as server, arena.opened() as pit:
         with server.connect() as connection:
             connection.execute(f"CREATE ROLE source SUPERUSER LOGIN PASSWORD '{SECRET}'".encode())
             connection.execute("CREATE TABLE rows AS SELECT n FROM generate_series(1, 1000) n")
