@@ -87,6 +87,16 @@ def _unquoted(text: str) -> str:
         return text
 
 
+def own_comment(comment: str | None) -> str | None:
+    """What a database's comment is without our marks: they say what became of that database, not of one made like it.
+
+    One mark may be below another, where a marked database was itself restored from a backup that had recorded a mark.
+    """
+    while (mark := read(comment)) is not None:
+        comment = mark.comment
+    return comment
+
+
 def is_ours(name: str, comment: str | None) -> bool:
     """Whether backupd made that database, or is filling it: no pattern of databases to back up means it.
 

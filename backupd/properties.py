@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import LiteralString
 
+from backupd import marks
 from backupd.errors import AccessRefused, DatabaseError
 from backupd.manifest import DatabaseProperties
 from backupd.postgres import Session
@@ -33,10 +34,14 @@ def setting_steps(name: str, like: DatabaseProperties) -> list[Step]:
 
 
 def comment_step(name: str, comment: str | None) -> Step:
-    """What gives the database that comment, or none."""
-    if comment is None:
+    """What gives the database that comment, or none.
+
+    Never a mark of ours, which archives of databases that had one may hold: `undo --drop` would drop the database.
+    """
+    own = marks.own_comment(comment)
+    if own is None:
         return "COMMENT ON DATABASE {} IS NULL", [name], []
-    return "COMMENT ON DATABASE {} IS {}", [name], [comment]
+    return "COMMENT ON DATABASE {} IS {}", [name], [own]
 
 
 # settings whose value is a list of names, which quoted as one literal would be one name (variable_is_guc_list_quote)

@@ -50,6 +50,18 @@ def test_a_mark_is_read_as_it_was_written(live: str, comment: str | None) -> Non
         assert marks.is_ours("any", mark.text())
 
 
+@given(names, comments)
+def test_below_marks_is_the_database_s_own_comment(live: str, comment: str | None) -> None:
+    kept = Mark("kept", ID, live, "20261126030007", comment).text()
+    for marked in (kept, Mark("restoring", ID, comment=kept).text()):
+        assert marks.own_comment(marked) == marks.own_comment(comment)
+
+
+@pytest.mark.parametrize("comment", [None, "", "a shop", "x\n" + Mark("ready", ID, "a").text()])
+def test_a_comment_without_a_mark_is_all_the_database_s_own(comment: str | None) -> None:
+    assert marks.own_comment(comment) == comment
+
+
 @pytest.mark.parametrize(
     "comment", [None, "", "backupd", "a shop", "backupd kept this database", "x\n" + Mark("ready", ID, "a").text()]
 )

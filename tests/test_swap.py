@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from fix_restore import RestoreClients, client_of, definitions, exists, restore_
 from fix_tools import Site, Wire, wait_until
 from psycopg import sql
 
-from backupd import swap
+from backupd import archive, facts, marks, postgres, swap, target
 from backupd.errors import BackupdError
 from backupd.manifest import Backup
 
@@ -230,6 +230,42 @@ def test_patterns_of_databases_never_mean_what_backupd_made(
     ended = given.run("backup", f"{given.live[:-2]}*", "--json")
     assert ended.code == 0, ended.stderr
     assert [json.loads(line)["source"]["database"] for line in ended.stdout.splitlines()] == [given.live]
+
+
+def test_what_is_restored_from_a_backup_of_a_kept_database_is_not_taken_for_a_kept_one(
+    postgres17: PostgresServer, damaged: Callable[..., Damaged]
+) -> None:
+    given = damaged(postgres17)
+    live, recovered = sql.Identifier(given.live), f"{given.live}_recovered"
+    with postgres17.connect() as connection:
+        connection.execute(sql.SQL("COMMENT ON DATABASE {} IS 'the shop'").format(live))
+    kept = given.restore().kept
+    assert (state(postgres17, kept)[0] or "").startswith("backupd kept this database")
+    of_kept = given.here.take(kept)
+    restore_to(given.here, of_kept, recovered)
+
+    ended = given.run("undo", given.live, "--drop", "--yes")
+    assert ended.code == 0, ended.stderr
+    assert family(postgres17, given.live) == [given.live, recovered]
+    assert sold(postgres17, recovered) == 3
+    assert state(postgres17, recovered)[:2] == ("the shop", True)
+    assert archive.read_index(given.here.catalog.archive(of_kept)).contract.database.comment == "the shop"
+
+
+@pytest.mark.parametrize("mark", ["kept", "ready"])
+def test_a_mark_in_an_archive_is_not_restored(
+    mark: marks.State, postgres17: PostgresServer, damaged: Callable[..., Damaged]
+) -> None:
+    """Backups of kept databases, taken before their contract left the mark out."""
+    given = damaged(postgres17)
+    comment = marks.Mark(mark, given.backup.id, given.live, "20261126030007" if mark == "kept" else "", "two\nlines")
+    other = f"{given.live}_other"
+    with given.here.reached() as access, postgres.connect(access, "postgres") as session:
+        like = replace(facts.properties(session, given.live), comment=comment.text())
+        session.execute("CREATE DATABASE {}", [other])
+        assert target.open_new(session, other, like) == []
+        assert swap.made_for(session, given.live) == []
+    assert state(postgres17, other)[:2] == ("two\nlines", True)
 
 
 # --- an ordinary owner, as on a managed service
