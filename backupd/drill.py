@@ -79,7 +79,8 @@ class Job:
 class Drilled:
     """A drill that did not fail: the backup with its note (`noted`, where the store let it be written), what was found.
 
-    `seconds` is what the restore took, without the comparison of content, which took `content_seconds`.
+    `seconds` is what the restore took, without the comparison of content, which took `content_seconds`. `left` is the
+    copy that could not be dropped.
     """
 
     backup: Backup
@@ -89,6 +90,7 @@ class Drilled:
     server_version: str
     comparisons: tuple[comparison.Comparison, ...]
     content: content.Content
+    left: str | None
     noted: bool
 
 
@@ -199,8 +201,8 @@ def _server_of_our_own(access: postgres.Access, backup: Backup, job: Job) -> Ite
             raise Locked(f"another drill uses the server: {session.place}", hint="Run this one when that has ended.")
         query = "SELECT datname FROM pg_database WHERE starts_with(datname, %s)"
         for (name,) in session.rows(query, [_PREFIX]):
-            target.drop(access, job.maintenance, name)
-            _log.info("drill.swept", database=name)
+            if target.drop(access, job.maintenance, name):
+                _log.info("drill.swept", database=name)
         yield
 
 
@@ -227,13 +229,15 @@ def _prove(
         scratch=job.scratch,
         scratch_limit_bytes=job.scratch_limit_bytes,
     )
-    with _roles(access, job.maintenance, index.contract), contextlib.ExitStack() as stack:
+    with _roles(access, job.maintenance, index.contract):
         began = time.monotonic()
         restored = restore.restore(access, catalog, clients, backup, into, progress)
-        stack.callback(target.drop, access, job.maintenance, database)
         restored_at = time.monotonic()
-        found = content.compare(access, database, content.Dump(stored, index), job.jobs, progress)
-        compared_at = time.monotonic()
+        try:
+            found = content.compare(access, database, content.Dump(stored, index), job.jobs, progress)
+            compared_at = time.monotonic()
+        finally:
+            gone = target.drop(access, job.maintenance, database)
     _require_no_difference(backup, found)
     return Drilled(
         backup=backup,
@@ -243,6 +247,7 @@ def _prove(
         server_version=access.version,
         comparisons=restored.comparisons,
         content=found,
+        left=None if gone else database,
         noted=False,
     )
 

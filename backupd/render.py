@@ -207,7 +207,10 @@ def left_out(restored: "Restored") -> str:
 
 
 def drilled(found: "Drilled") -> str:
-    """What a drill found: a line of counts, after it what came back in another order, or could not be compared."""
+    """What a drill found: a line of counts, before it what came back in another order, or could not be compared.
+
+    After it the copy that is still there.
+    """
     content = found.content
     tables = ", ".join(f"{count} {outcome}" for outcome, count in content.counts.items() if count)
     rows = [
@@ -219,7 +222,10 @@ def drilled(found: "Drilled") -> str:
     line = f"{name_of(found.backup)}: {found.level}: {times}; tables: {tables or 'none'}"
     if content.large_objects:
         line += f"; large objects: {len(content.large_objects)}"
-    return "\n".join([*([table(("TABLE", "CONTENT", ""), rows)] if rows else []), printable(line)])
+    lines = [*([table(("TABLE", "CONTENT", ""), rows)] if rows else []), printable(line)]
+    if found.left is not None:
+        lines.append(printable(f"its copy could not be dropped: database {found.left}; the log says why"))
+    return "\n".join(lines)
 
 
 def plan(chosen: Plan) -> str:

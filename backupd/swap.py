@@ -302,7 +302,10 @@ def forget(access: Access, maintenance: str, live: str) -> list[str]:
     """Drops the databases that had the live name before, and returns their names; sessions in them are not ended."""
     dropped = []
     with hold(access, maintenance, live), connect(access, maintenance) as session:
-        for ours in kept(session, live):
+        found = kept(session, live)
+        for ours in found:
+            _require_no_subscriptions_kept(session, ours.name, live)
+        for ours in found:
             try:
                 session.execute("DROP DATABASE {}", [ours.name])
             except BackupdError as exc:
@@ -312,12 +315,28 @@ def forget(access: Access, maintenance: str, live: str) -> list[str]:
     return dropped
 
 
+def _require_no_subscriptions_kept(session: Session, name: str, live: str) -> None:
+    """Whether the slot of a database that was live is still needed is not ours to know, so neither is it to drop."""
+    found = target.subscriptions(session, name)
+    if found:
+        raise TargetRefused(
+            f"database {name} has subscriptions: {', '.join(found)}",
+            detail="PostgreSQL drops no database that has any. Nothing was dropped.",
+            hint="Connect to it and DROP SUBSCRIPTION each, which drops its slot on the publisher too: first ALTER"
+            f" SUBSCRIPTION ... DISABLE and SET (slot_name = NONE) where database {live} goes on with its slot.",
+        )
+
+
 @dataclass(frozen=True)
 class Resumed:
-    """What a killed restore had left: swapped in if it was ready, and what was dropped because it was not."""
+    """What a killed restore had left: swapped in if it was ready, and what was dropped because it was not.
+
+    `left` is what was to be dropped, and could not.
+    """
 
     swapped: Swapped | None
     dropped: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
 
 def resume(access: Access, maintenance: str, live: str) -> Resumed:
@@ -325,23 +344,27 @@ def resume(access: Access, maintenance: str, live: str) -> Resumed:
     with hold(access, maintenance, live):
         with connect(access, maintenance) as session:
             require_live(session, live)
-            left = [ours for ours in made_for(session, live) if ours.mark is None or ours.mark.state != "kept"]
-        ready = [ours for ours in left if ours.mark is not None and ours.mark.state == "ready"]
-        dropped = [ours.name for ours in left if ours not in ready and _drop_remains(access, maintenance, ours)]
+            found = [ours for ours in made_for(session, live) if ours.mark is None or ours.mark.state != "kept"]
+        ready = [ours for ours in found if ours.mark is not None and ours.mark.state == "ready"]
+        remains = [ours for ours in found if ours not in ready]
+        dropped = tuple(ours.name for ours in remains if _drop_remains(access, maintenance, ours))
+        left = tuple(ours.name for ours in remains if ours.name not in dropped)
         if not ready:
-            return Resumed(None, tuple(dropped))
+            return Resumed(None, dropped, left)
         newest = ready[0]
         origin = newest.mark.origin if newest.mark else ""
-        return Resumed(replace(access, maintenance, live, newest.name, origin), tuple(dropped))
+        return Resumed(replace(access, maintenance, live, newest.name, origin), dropped, left)
 
 
 def _drop_remains(access: Access, maintenance: str, ours: Ours) -> bool:
-    """Drops what was not ready; what has no mark only if it is empty, as a killed CREATE DATABASE leaves it."""
+    """Drops what was not ready; what has no mark only if it is empty, as a killed CREATE DATABASE leaves it.
+
+    Returns whether it is gone.
+    """
     if ours.mark is None:
         with connect(access, ours.name) as session:
             target.require_empty(session)
-    target.drop(access, maintenance, ours.name)
-    return True
+    return target.drop(access, maintenance, ours.name)
 
 
 # --- the swap itself

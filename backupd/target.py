@@ -23,6 +23,11 @@ _WAS_OPEN = "; PUBLIC could connect before"
 _DROP_PAUSES_SECONDS = (0.0, 0.5, 1.5, 3.0)
 """Before each try of a drop: when one of its processes was killed, a server is back after a recovery."""
 
+_DROP_SUBSCRIBED_BY_HAND = (
+    "drop the database by hand, as a superuser; first in it, for each subscription, ALTER SUBSCRIPTION ... DISABLE,"
+    " then SET (slot_name = NONE), or the original loses its slot, then DROP SUBSCRIPTION"
+)
+
 _log = log.get_logger()
 
 
@@ -106,6 +111,8 @@ _STRANGERS: LiteralString = (
     " UNION ALL SELECT 'pg_event_trigger'::regclass, oid, 0 FROM pg_event_trigger"
     " UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid, 0 FROM pg_foreign_data_wrapper"
     " UNION ALL SELECT 'pg_publication'::regclass, oid, 0 FROM pg_publication"
+    " UNION ALL SELECT 'pg_subscription'::regclass, s.oid, 0 FROM pg_subscription s"
+    " JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()"
     " UNION ALL SELECT 'pg_largeobject'::regclass, oid, 0 FROM pg_largeobject_metadata"
     ") o WHERE (o.oid >= 16384 OR o.class = 'pg_largeobject'::regclass)"
     " AND NOT EXISTS (SELECT FROM pg_namespace n WHERE n.oid = o.namespace AND n.nspname LIKE 'pg\\_%')"
@@ -228,19 +235,49 @@ def _close(session: Session, name: str, comment: str) -> None:
     session.execute("COMMIT")
 
 
-def drop(access: Access, maintenance: str, name: str) -> None:
-    """Drops a database that a restore made, with whatever sessions it has; what stays after all is logged."""
-    failure = None
+def drop(access: Access, maintenance: str, name: str) -> bool:
+    """Drops a database that a restore made, with its sessions and subscriptions, and returns whether it is gone.
+
+    What stays after all is logged.
+    """
+    failure, subscribed = None, list[str]()
     for pause_seconds in _DROP_PAUSES_SECONDS:
         time.sleep(pause_seconds)
         try:
             with connect(access, maintenance) as session:
+                subscribed = subscriptions(session, name)
+                _drop_subscriptions(access, name, subscribed)
                 session.execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", [name])
         except BackupdError as exc:  # whatever it is, what made us drop it matters more
             failure = exc.message
         else:
-            return
-    _log.error("target.left", database=name, message=failure, action="drop the database by hand; it is closed")
+            return True
+    action = _DROP_SUBSCRIBED_BY_HAND if subscribed else "drop the database by hand; it is closed"
+    _log.error("target.left", database=name, message=failure, action=action)
+    return False
+
+
+def subscriptions(session: Session, name: str) -> list[str]:
+    """The names of a database's subscriptions: with any, PostgreSQL does not drop it, FORCE or not (dropdb)."""
+    query: LiteralString = (
+        "SELECT s.subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = %s"
+        " ORDER BY 1"
+    )
+    return [str(row[0]) for row in session.rows(query, [name])]
+
+
+def _drop_subscriptions(access: Access, database: str, names: Sequence[str]) -> None:
+    """Drops a copy's subscriptions without a word to their publishers.
+
+    The slots that they name are the original's, which without slot_name = NONE would lose them (DROP SUBSCRIPTION).
+    """
+    if not names:
+        return
+    with connect(access, database) as session:
+        for name in names:
+            session.execute("ALTER SUBSCRIPTION {} DISABLE", [name])
+            session.execute("ALTER SUBSCRIPTION {} SET (slot_name = NONE)", [name])
+            session.execute("DROP SUBSCRIPTION {}", [name])
 
 
 def open_new(session: Session, name: str, like: DatabaseProperties) -> list[str]:

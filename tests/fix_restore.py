@@ -33,6 +33,7 @@ MARK = "backupd is restoring this database from {}; not compared yet"
 
 Stocked = Callable[..., tuple[Site, Backup]]
 NewName = Callable[..., str]
+Subscribe = Callable[[PostgresServer, str], None]
 RestoreClients = Callable[..., Path]
 InS3 = Callable[[PostgresServer, str], tuple[Site, Backup, FaultProxy]]
 
@@ -275,13 +276,40 @@ def _tiny_extension(postgres18: PostgresServer, share: Path) -> Iterator[str]:
 
 
 def forget_subscriptions(server: PostgresServer, database: str) -> None:
-    """Drops them: no database with one can be dropped."""
+    """Drops them, without a word to their publishers: no database with one can be dropped."""
     if not exists(server, database):
         return
     with server.connect(database) as connection:
         query = "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname = %s"
         for (name,) in connection.execute(query, [database]).fetchall():
-            connection.execute(sql.SQL("DROP SUBSCRIPTION {}").format(sql.Identifier(name)))
+            for statement in ("ALTER {} DISABLE", "ALTER {} SET (slot_name = NONE)", "DROP {}"):
+                subscription = sql.SQL("SUBSCRIPTION ") + sql.Identifier(name)
+                connection.execute(sql.SQL(statement).format(subscription))
+
+
+@pytest.fixture
+def subscribe(database: object, new_role: object) -> Iterator[Subscribe]:
+    """Gives a database a disabled subscription with a slot of a publisher that nobody reaches.
+
+    Afterwards no database whose name begins with its name has any, so that they can be dropped.
+    """
+    made: list[tuple[PostgresServer, str]] = []
+
+    def make(server: PostgresServer, name: str) -> None:
+        made.append((server, name))
+        with server.connect(name) as connection:
+            connection.execute(
+                """CREATE SUBSCRIPTION "from afar" CONNECTION 'host=/nowhere' PUBLICATION p"""
+                " WITH (connect = false, slot_name = 'its_slot')"
+            )
+
+    yield make
+    for server, prefix in made:
+        with server.connect() as connection:
+            query = "SELECT datname FROM pg_database WHERE starts_with(datname, %s)"
+            names = [row[0] for row in connection.execute(query, [prefix]).fetchall()]
+        for name in names:
+            forget_subscriptions(server, name)
 
 
 # --- stores that fail

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
-from fix_restore import RestoreClients, Stocked, client_of, flip
+from fix_restore import RestoreClients, Stocked, Subscribe, client_of, flip
 from fix_tools import Site, access_server, wait_until
 from made_backups import made_backup, made_manifest, made_note
 from psycopg import sql
@@ -297,6 +297,51 @@ def test_what_a_killed_drill_left_is_swept_by_the_next(
     drill_on(here, backup, other)
 
     assert again(here, backup).note("drilled") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("major", [15, 17])
+def test_a_copy_with_a_subscription_is_dropped_after_a_drill(
+    major: int,
+    request: pytest.FixtureRequest,
+    site: MakeSite,
+    other: PostgresServer,
+    database: DatabaseFactory,
+    subscribe: Subscribe,
+) -> None:
+    server: PostgresServer = request.getfixturevalue(f"postgres{major}")
+    source = database(server)
+    subscribe(server, source)
+    here = site(server, **by_url(other))
+    backup = here.take(source)
+
+    assert drill_on(here, backup, other).left is None
+    assert json.loads(here.run("drill", "--json").stdout)["left"] is None  # the first one's would stop it
+    assert remains(other) == []
+
+
+@pytest.mark.slow
+def test_a_drill_says_that_it_could_not_drop_its_copy(
+    site: MakeSite,
+    postgres17: PostgresServer,
+    other: PostgresServer,
+    database: DatabaseFactory,
+    restore_clients: RestoreClients,
+) -> None:
+    here = site(postgres17, **by_url(other))
+    here.take(database(postgres17))
+    prepares = """psql "UPDATE pg_database SET datistemplate = true WHERE datname = '$name'" """
+    script = f'"$real" "$@"; name=$(psql "COPY (SELECT current_database()) TO STDOUT"); {prepares}'
+    ended = here.run("drill", BACKUPD_DUMP__CLIENTS=str(restore_clients(postgres17, script)))
+    [name] = remains(other)
+    with other.connect() as connection:
+        connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
+
+    assert ended.code == 0, ended.stderr
+    assert f"its copy could not be dropped: database {name}" in ended.stdout
+    [left] = [event for event in ended.events if event["event"] == "target.left"]
+    assert left["database"] == name
 
 
 @pytest.mark.slow

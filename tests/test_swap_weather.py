@@ -6,13 +6,14 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
-from fix_restore import RestoreClients, client_of, contents, exists, restore_to, state
+from fix_restore import RestoreClients, Subscribe, client_of, contents, exists, forget_subscriptions, restore_to, state
 from fix_tools import Site, wait_until
 from psycopg import sql
 from test_swap import Damaged, Stepwise, damaged, family, put_back, sold, whole  # noqa: F401  # a fixture among them
@@ -152,6 +153,102 @@ def test_a_swap_that_waits_is_interrupted_at_once_and_can_be_resumed(
     given.assert_as_it_was(remains=True)
     assert given.run("restore", "--resume", given.live).code == 0
     assert whole(given) == 100
+
+
+# --- a subscription in it, with which no database can be dropped
+
+
+UNEQUAL = '"$real" "$@" && psql "DELETE FROM goods WHERE id = 2"'
+
+
+def subscribed(given: Damaged, subscribe: Subscribe) -> Damaged:
+    """The same database with a subscription, and a backup of that."""
+    subscribe(given.server, given.live)
+    return replace(given, backup=given.here.take(given.live))
+
+
+def test_restores_that_fail_or_are_cut_off_leave_no_copy_of_a_database_with_a_subscription(
+    any_postgres: PostgresServer,
+    damaged: MakeDamaged,  # noqa: F811
+    subscribe: Subscribe,
+    restore_clients: RestoreClients,
+) -> None:
+    given = subscribed(damaged(any_postgres), subscribe)
+    client = client_of(any_postgres, restore_clients(any_postgres, UNEQUAL))
+    with refused(given, VerificationFailed, "goods: 3 promised, 2 found"):
+        restore_to(given.here, given.backup, f"{given.live}_other", clients=[client])
+    with refused(given, VerificationFailed, "It is closed to others", remains=True):
+        given.restore(clients=[client], keep=True)
+    beside = family(any_postgres, given.live)[1]
+    ended = given.run("restore", "--resume", given.live)
+    assert ended.code == 0, ended.stderr
+    assert f"dropped {beside}, which had not proved equal" in ended.stdout
+    given.assert_as_it_was()
+
+
+def test_a_subscription_that_is_not_the_role_s_own_to_drop_leaves_the_database_and_that_is_said(
+    postgres17: PostgresServer,
+    damaged: MakeDamaged,  # noqa: F811
+    subscribe: Subscribe,
+    new_role: NewRole,
+    restore_clients: RestoreClients,
+) -> None:
+    given, owner = damaged(postgres17), new_role(postgres17, "CREATEDB")
+    with postgres17.connect() as connection:
+        alter = sql.SQL("ALTER DATABASE {} OWNER TO {}")
+        connection.execute(alter.format(sql.Identifier(given.live), sql.Identifier(owner)))
+    client = client_of(postgres17, restore_clients(postgres17, UNEQUAL))
+    with pytest.raises(VerificationFailed):
+        given.restore(clients=[client], keep=True, keywords={"user": owner}, owners=False)
+    beside = family(postgres17, given.live)[1]
+    subscribe(postgres17, beside)
+    settings = {"BACKUPD_TARGET__USER": owner, "BACKUPD_TARGET__PASSWORD": postgres17.password}
+    ended = given.run("restore", "--resume", given.live, **settings)
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout == f"could not drop {beside}, which had not proved equal: the log says why\n"
+    [left] = [event for event in ended.events if event["event"] == "target.left"]
+    assert left["database"] == beside
+    assert "must be owner of subscription from afar" in left["message"]
+    assert "SET (slot_name = NONE)" in left["action"]
+    assert exists(postgres17, beside)
+
+
+def test_a_kept_database_with_a_subscription_is_not_forgotten_until_that_is_dropped(
+    any_postgres: PostgresServer,
+    damaged: MakeDamaged,  # noqa: F811
+    subscribe: Subscribe,
+) -> None:
+    given = subscribed(damaged(any_postgres), subscribe)
+    first, second = given.restore().kept, given.restore().kept
+    forget_subscriptions(any_postgres, second)
+    ended = given.run("undo", given.live, "--drop", "--yes")
+    assert ended.code == TargetRefused.exit_code
+    assert f"database {first} has subscriptions: from afar" in ended.error["message"]
+    assert "DROP SUBSCRIPTION" in ended.error["hint"]
+    assert f"where database {given.live} goes on with its slot" in ended.error["hint"]
+    assert family(any_postgres, given.live) == sorted([given.live, first, second])  # all or nothing
+    forget_subscriptions(any_postgres, first)
+    ended = given.run("undo", given.live, "--drop", "--yes")
+    assert ended.code == 0, ended.stderr
+    assert family(any_postgres, given.live) == [given.live]
+
+
+def test_a_database_with_nothing_but_a_subscription_is_not_empty(
+    postgres17: PostgresServer,
+    damaged: MakeDamaged,  # noqa: F811
+    subscribe: Subscribe,
+) -> None:
+    """Nor does --resume drop it, because it has the name of remains."""
+    given = damaged(postgres17)
+    beside = f"{given.live}_beside_20261126030007"
+    with postgres17.connect() as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(beside)))
+    subscribe(postgres17, beside)
+    with (
+        refused(given, TargetRefused, "not empty", "subscription from afar", remains=True),
+        given.here.reached() as access,
+    ):
+        swap.resume(access, "postgres", given.live)
 
 
 def test_a_server_that_crashes_in_the_middle_has_the_live_database_when_it_is_back(

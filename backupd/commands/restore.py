@@ -233,10 +233,12 @@ def _resume(live: str, other: str | None, as_json: bool) -> None:
         return
     for name in resumed.dropped:
         shared.say(f"dropped {name}, which had not proved equal: restore again")
+    for name in resumed.left:
+        shared.say(f"could not drop {name}, which had not proved equal: the log says why")
     if resumed.swapped is not None:
         shared.say(f"database {live} holds what was restored and compared")
         _print_swapped(live, resumed.swapped.kept, resumed.swapped.gap_seconds)
-    elif not resumed.dropped:
+    elif not (resumed.dropped or resumed.left):
         shared.say(f"nothing is left to do: no restore beside {live} was cut off")
 
 
