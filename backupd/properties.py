@@ -28,6 +28,17 @@ def steps(name: str, like: DatabaseProperties) -> list[Step]:
     ]
 
 
+def admission_steps(session: Session, name: str) -> list[Step]:
+    """What lets a closed database's owner in again, and takes away what let whoever restored it in instead."""
+    query: LiteralString = (
+        "SELECT pg_get_userbyid(d.datdba), array(SELECT pg_get_userbyid(a.grantee)::text FROM aclexplode(d.datacl) a"
+        " WHERE a.privilege_type = 'CONNECT' AND a.grantee NOT IN (0, d.datdba)) FROM pg_database d WHERE datname = %s"
+    )
+    owner, others = session.row(query, [name])
+    taken: list[Step] = [("REVOKE CONNECT ON DATABASE {} FROM {}", [name, other], []) for other in others]
+    return [*taken, ("GRANT CONNECT ON DATABASE {} TO {}", [name, owner], [])]
+
+
 def setting_steps(name: str, like: DatabaseProperties) -> list[Step]:
     """What gives the database those settings, its own and those of roles in it."""
     return [_setting_step(name, setting.role, setting.name, setting.value) for setting in like.settings]

@@ -316,7 +316,7 @@ def _database(access: postgres.Access, job: Job, contract: Contract, backup_id: 
     elif job.create:
         like = _like(access, job, contract)
         with target.new_database(access, job.maintenance, job.database, like, backup_id, keep=job.keep):
-            _give(access, job)
+            _give(access, job, like.owner)
             with _named_if_left(job):
                 yield refused
             with postgres.connect(access, job.maintenance) as session:
@@ -339,18 +339,24 @@ def _beside(access: postgres.Access, job: Job, live: str, contract: Contract, ba
     with target.new_database(
         access, job.maintenance, job.database, contract.database, backup_id, keep=job.keep, beside=beside
     ):
-        _give(access, job)
+        _give(access, job, _like(access, job, contract).owner)
         _require_admission(access, job.database)
         yield
         with postgres.connect(access, job.maintenance) as session:
             swap.mark_ready(session, job.database, backup_id, live)
 
 
-def _give(access: postgres.Access, job: Job) -> None:
-    """Makes the role that everything will belong to the owner: it could make nothing in a database of somebody else."""
-    if job.role is not None:
-        with postgres.connect(access, job.maintenance) as session:
+def _give(access: postgres.Access, job: Job, owner: str) -> None:
+    """Makes the one who will have the database in the end its owner already where the restore would else be refused.
+
+    That is the role that everything will belong to, which could make nothing in a database of somebody else; and with
+    owners, whoever it is whose tables lie in public.
+    """
+    with postgres.connect(access, job.maintenance) as session:
+        if job.role is not None:
             session.execute("ALTER DATABASE {} OWNER TO {}", [job.database, job.role])
+        elif job.owners:
+            target.give(session, job.database, owner, access.major)
 
 
 def _require_admission(access: postgres.Access, database: str) -> None:

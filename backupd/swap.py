@@ -276,9 +276,12 @@ def replace(access: Access, maintenance: str, live: str, beside: str, backup_id:
     """Gives the live name, and all that does not follow it, to the restored database beside. Raises what stopped it."""
     hint = f"`backupd restore --resume {live}` swaps the names without restoring again."
     with _explained(live, f"{hint} To give up, drop database {beside}."), connect(access, maintenance) as session:
-        steps = properties.steps(beside, facts.properties(session, live))
+        steps = (
+            *properties.admission_steps(session, beside),
+            *properties.steps(beside, facts.properties(session, live)),
+        )
         try:
-            return _exchange(access, session, live, _Incoming(beside, backup_id, tuple(steps)))
+            return _exchange(access, session, live, _Incoming(beside, backup_id, steps))
         except Interrupted:
             _log.warning("swap.interrupted", database=live, left=beside, action=hint)
             raise

@@ -235,6 +235,26 @@ def _close(session: Session, name: str, comment: str) -> None:
     session.execute("COMMIT")
 
 
+def give(session: Session, name: str, owner: str, major: int) -> None:
+    """Makes that role the owner of a closed database, where ours needs it and may, and still lets only ours in.
+
+    A role is given a table only where it may CREATE in its schema, unless by a superuser; in public only the database's
+    owner may, who is pg_database_owner (since PostgreSQL 15). Without it an ordinary role could restore no table of the
+    owner's there. `properties.admission_steps` undoes the rest.
+    """
+    query: LiteralString = (
+        "SELECT FROM pg_roles o, pg_roles me WHERE o.rolname = %s AND me.rolname = current_user"
+        " AND NOT me.rolsuper AND o.oid <> me.oid AND pg_has_role(o.oid, 'USAGE') AND pg_has_role(o.oid, %s)"
+    )
+    if not session.rows(query, [owner, "SET" if major >= 16 else "MEMBER"]):
+        return
+    session.execute("BEGIN")
+    session.execute("ALTER DATABASE {} OWNER TO {}", [name, owner])
+    session.execute("REVOKE CONNECT ON DATABASE {} FROM {}", [name, owner])
+    session.execute("GRANT CONNECT ON DATABASE {} TO CURRENT_USER", [name])
+    session.execute("COMMIT")
+
+
 def drop(access: Access, maintenance: str, name: str) -> bool:
     """Drops a database that a restore made, with its sessions and subscriptions, and returns whether it is gone.
 
@@ -282,7 +302,7 @@ def _drop_subscriptions(access: Access, database: str, names: Sequence[str]) -> 
 
 def open_new(session: Session, name: str, like: DatabaseProperties) -> list[str]:
     """Gives the database the source's settings, comment, grants and owner; what was refused is returned, as text."""
-    return _try_all(session, properties.steps(name, like))
+    return _try_all(session, [*properties.admission_steps(session, name), *properties.steps(name, like)])
 
 
 def open_existing(session: Session, name: str, before: Before) -> list[str]:

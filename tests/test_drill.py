@@ -35,10 +35,12 @@ NOW = datetime(2026, 11, 26, 5, tzinfo=UTC)
 ASLEEP = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname LIKE 'backupd_drill%'"
 
 
-def drill_on(here: Site, backup: Backup, server: PostgresServer, clients: Path | None = None) -> drill.Drilled:
+def drill_on(
+    here: Site, backup: Backup, server: PostgresServer, clients: Path | None = None, user: str = ""
+) -> drill.Drilled:
     """Drills in process, on another server, with the clients of the archive's server or those in a folder."""
     made = access_server(here)
-    keywords = {**made.keywords, "port": str(server.port), "user": server.user}
+    keywords = {**made.keywords, "port": str(server.port), "user": user or server.user}
     reached = type(made)(keywords, server.password, None, made.environment)
     with postgres.reach(reached, "postgres", here.temporary, "backupd test") as access:
         job = drill.Job("postgres", 2, here.scratch)
@@ -102,6 +104,27 @@ def test_a_drilled_shop_is_identical_and_says_how_long_it_took(
     )
     assert remains(server) == before
     here.assert_clean()
+
+
+@pytest.mark.slow
+def test_a_role_that_is_no_superuser_drills_what_lies_in_public(
+    site: MakeSite,
+    postgres17: PostgresServer,
+    database: DatabaseFactory,
+    other: PostgresServer,
+    new_role: Callable[..., str],
+) -> None:
+    source, owner = database(postgres17), new_role(postgres17, name="drilled_owner")
+    with postgres17.connect(source) as connection:
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(source), sql.Identifier(owner))
+        )
+        connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(owner)))
+        connection.execute("CREATE TABLE plain AS SELECT n FROM generate_series(1, 10) n")
+    here = site(postgres17)
+    found = drill_on(here, here.take(source), other, user=new_role(other, "CREATEDB CREATEROLE"))
+
+    assert (found.level, found.noted) == ("identical", True)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fake_s3 import Fake, Upload, Version
 from fix_postgres import DatabaseFactory, PostgresServer
+from fix_restore import NewName, RestoreClients
 from fix_store import ACCESS_KEY, S3Server
 from fix_tools import Ended, Site, s3_site
 from psycopg import sql
@@ -226,15 +227,29 @@ class Granted:
             made = sql.SQL(statement).format(**{key: sql.Identifier(name) for key, name in names.items()})
             connection.execute(made)
 
-    def run(self, *arguments: str) -> Ended:
+    def run(self, *arguments: str, **settings: str) -> Ended:
         """The command line with these two roles."""
-        return self.here.run(*arguments)
+        return self.here.run(*arguments, **settings)
+
+    def grants(self, database: str) -> tuple[str, list[str]]:
+        """The owner of a database, and who may do what in it."""
+        query = (
+            "SELECT pg_get_userbyid(datdba), array(SELECT a::text FROM unnest(datacl) a ORDER BY 1) FROM pg_database"
+            " WHERE datname = %s"
+        )
+        with self.server.connect() as connection:
+            row = connection.execute(query, [database]).fetchone()
+        assert row is not None
+        return row[0], row[1]
 
     def restored(self) -> Ended:
         """Replaces the database while a stranger is in it."""
         with self.server.connect(self.database, user=self.backup_role):
             return self.run("restore", f"{self.database}@latest", "--replace", self.database)
 
+
+PLAIN = "CREATE TABLE plain AS SELECT n FROM generate_series(1, 10) n"
+"""What everybody has: a table in public that belongs to the database's owner."""
 
 HARD = """
 CREATE TABLE seen (id int GENERATED ALWAYS AS IDENTITY, note text);
@@ -270,6 +285,7 @@ def granted(
         made.sql(statement)
     with server.connect(name) as connection:
         connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(owner)))
+        connection.execute(PLAIN)
         connection.execute("CREATE SCHEMA own")
         connection.execute("SET search_path = own")
         for line in HARD.strip().splitlines():
@@ -283,11 +299,44 @@ def granted(
 def test_the_printed_sql_is_enough_to_back_up_to_replace_and_to_undo(granted: Granted) -> None:
     taken = granted.run("backup")
     assert taken.code == 0, taken.stderr
+    before = granted.grants(granted.database)
     restored = granted.restored()
     assert restored.code == 0, restored.stderr
+    assert granted.grants(granted.database) == before
     undone = granted.run("undo", granted.database)
     assert undone.code == 0, undone.stderr
     granted.psql(granted.run("doctor", "--print-sql").stdout)  # and again changes nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granted", [15, 17, 18], ids="postgres{}".format, indirect=True)
+def test_the_printed_sql_is_enough_to_restore_into_a_new_database(granted: Granted, new_name: NewName) -> None:
+    taken = granted.run("backup")
+    assert taken.code == 0, taken.stderr
+    name = new_name(granted.server)
+    restored = granted.run("restore", f"{granted.database}@latest", "--as", name)
+    assert restored.code == 0, restored.stderr
+    assert granted.grants(name) == granted.grants(granted.database)
+    with granted.server.connect(name) as connection:
+        query = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE relname = 'plain'"
+        assert connection.execute(query).fetchone() == (granted.owner,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granted", [15, 17], ids="postgres{}".format, indirect=True)
+def test_the_owner_gets_into_no_database_that_has_not_proved_equal(
+    granted: Granted, new_name: NewName, restore_clients: RestoreClients
+) -> None:
+    assert granted.run("backup").code == 0
+    quoted = granted.owner.replace("'", "\\'")
+    script = '"$real" "$@" || exit\n' + f"""target="$target user='{quoted}'"\n""" + 'psql "SELECT 1" && exit 99\nexit 0'
+    clients = restore_clients(granted.server, script)
+    name = new_name(granted.server)
+    restored = granted.run("restore", f"{granted.database}@latest", "--as", name, BACKUPD_DUMP__CLIENTS=str(clients))
+    assert restored.code == 0, restored.stderr
+    assert "permission denied for database" in restored.stderr
+    with granted.server.connect(name, user=granted.owner):
+        pass
 
 
 _MAINTENANCE = "GRANT CONNECT ON DATABASE {maintenance} TO {restore}"
