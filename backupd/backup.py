@@ -210,6 +210,9 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
                 rewritten = _rewritten(run, session, {table.oid for table in toc.table_data(table_of_contents)})
                 if not rewritten:
                     known = facts.read(session, toc.roles(table_of_contents), passwords=run.job.role_passwords)
+                    if (patterns := _filter(run)) is not None:
+                        parents = facts.parents(session)
+                        contract.require_families(table_of_contents, known.relations, parents, patterns)
                     expected_bytes = facts.table_bytes(session)
                     stream = _Stream(running, files, watch, table_of_contents, toc_bytes, known, expected_bytes)
                     return _store(run, catalog, stream, clock)

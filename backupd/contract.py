@@ -3,6 +3,7 @@
 Three lists that come from different places (toc.dat, the files, pg_class) are held against each other: a table with
 rows in the TOC but no file, a file that no entry names, a table of the source that neither has nor may lack rows, each
 refuses the backup; so does a large object without a file. What may lack rows is named with its reason.
+A filter may leave tables out, but not part a table from its partitions or children.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,8 +11,18 @@ from dataclasses import dataclass
 
 from backupd import toc
 from backupd.decode import Decoded, large_object_oid
-from backupd.errors import VerificationFailed
-from backupd.manifest import Contract, DatabaseProperties, Extension, LargeObject, Recovery, Role, SkippedTable, Table
+from backupd.errors import FilterRefused, VerificationFailed
+from backupd.manifest import (
+    Contract,
+    DatabaseProperties,
+    Extension,
+    Filter,
+    LargeObject,
+    Recovery,
+    Role,
+    SkippedTable,
+    Table,
+)
 
 UNLOGGED = "unlogged: a standby has none of its rows"
 """The reason for which an unlogged table has no rows in a standby's dump."""
@@ -91,6 +102,36 @@ def _table(entry: toc.TableData, decoded: Mapping[str, Decoded]) -> Table:
         fingerprint=proven.fingerprint,
         copy_statement=entry.copy_statement,
         via_root=entry.via_root,
+    )
+
+
+def require_families(
+    contents: toc.Toc, relations: Collection[Relation], parents: Collection[tuple[int, int]], patterns: Filter
+) -> None:
+    """Raises FilterRefused where the patterns chose a child without its parent (`parents`, as OIDs) or the reverse.
+
+    A child without its parent is restored nowhere, for it is created as a part of that. A partition root without its
+    partitions has no rows, which is meant only where patterns to exclude name them. An extension brings its own
+    tables, and a foreign table's rows are elsewhere.
+    """
+    known = {relation.oid: relation for relation in relations if not relation.of_extension}
+    dumped = {entry.oid for entry in contents.entries if entry.desc in {"TABLE", "FOREIGN TABLE"}}
+    families = [(known[child], known[parent]) for child, parent in parents if child in known and parent in known]
+    thinned = {parent.oid for child, parent in families if child.oid in dumped} if patterns.exclude else set()
+    for child, parent in families:
+        kind = "partition" if parent.kind == "p" else "child"
+        if child.oid in dumped and parent.oid not in dumped:
+            raise _parted(f"{kind} {child.schema}.{child.name} without {parent.schema}.{parent.name}")
+        forgotten = child.oid not in dumped and child.kind != "f" and parent.oid in dumped
+        if forgotten and patterns.include and parent.oid not in thinned:
+            raise _parted(f"{parent.schema}.{parent.name} without its {kind} {child.schema}.{child.name}")
+
+
+def _parted(what: str) -> FilterRefused:
+    return FilterRefused(
+        f"the filter chose {what}",
+        detail="A child cannot be restored without its parent, and a partition root has no rows without partitions.",
+        hint="Name both in BACKUPD_DUMP__INCLUDE, or both in BACKUPD_DUMP__EXCLUDE; a pattern such as `s.events*` can.",
     )
 
 

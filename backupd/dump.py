@@ -22,11 +22,11 @@ from backupd.errors import (
     AccessRefused,
     BackupdError,
     DatabaseError,
+    FilterRefused,
     LocksExhausted,
     NoRoom,
     ReplicaConflict,
     RestoreFailed,
-    UsageError,
     VersionMismatch,
 )
 
@@ -191,18 +191,24 @@ def dump_argv(
         f"--encoding={encoding}",
         f"--lock-wait-timeout={round(options.lock_wait_seconds * 1000)}",
         *([f"--snapshot={snapshot}"] if snapshot is not None else []),
-        *_patterns("--schema", "--table", options.include, options.include),
-        *_patterns("--exclude-schema", "--exclude-table", options.exclude, options.include),
-        *(["--strict-names"] if options.include else []),
+        *_filter(client, options),
     ]
 
 
-def _patterns(schema_option: str, table_option: str, patterns: Sequence[str], include: Sequence[str]) -> Iterator[str]:
-    """`name.*` is a schema, but beside an included table it is its tables: --table makes pg_dump ignore schemas."""
-    tables_only = not all(pattern.endswith(".*") for pattern in include)
-    for pattern in patterns:
-        schema = pattern.endswith(".*") and not tables_only
-        yield f"{schema_option}={pattern[:-2]}" if schema else f"{table_option}={pattern}"
+def _filter(client: Client, options: Options) -> Iterator[str]:
+    """`name.*` is a schema, but beside an included table it is its tables: --table makes pg_dump ignore schemas.
+
+    A table comes or stays with its partitions and children where the client can do that; `contract.require_families`
+    refuses what other clients, and patterns of schemas, part.
+    """
+    table = "table-and-children" if client.major >= 16 else "table"
+    schemas = all(pattern.endswith(".*") for pattern in options.include)
+    for prefix, patterns in (("--", options.include), ("--exclude-", options.exclude)):
+        for pattern in patterns:
+            is_schema = schemas and pattern.endswith(".*")
+            yield f"{prefix}schema={pattern[:-2]}" if is_schema else f"{prefix}{table}={pattern}"
+    if options.include:
+        yield "--strict-names"
 
 
 class Dump:
@@ -335,7 +341,7 @@ _SAID: Sequence[tuple[str, type[BackupdError], str | None]] = (
         DatabaseError,
         "DDL holds a table for long; run again later, or raise BACKUPD_DUMP__LOCK_WAIT.",
     ),
-    ("no matching", UsageError, "BACKUPD_DUMP__INCLUDE and BACKUPD_DUMP__EXCLUDE must match something."),
+    ("no matching", FilterRefused, "BACKUPD_DUMP__INCLUDE and BACKUPD_DUMP__EXCLUDE must match something."),
 )
 
 

@@ -2,6 +2,7 @@
 
     BackupdError                 never raised itself
     ├─ UsageError            2   settings or arguments are wrong, or there is no such backup
+    │  └─ FilterRefused       2   the patterns of tables to dump match nothing, or part a table from its partitions
     ├─ Partial               3   some databases failed, for different reasons
     ├─ StoreError           10   the store is unreachable or answered with an error
     │  ├─ NotFound          10   no object has that key
@@ -54,6 +55,12 @@ class UsageError(BackupdError):
 
     exit_code = 2
     reason = "usage"
+
+
+class FilterRefused(UsageError):
+    """The patterns of tables to dump match nothing, or part a table from its partitions: such words name tables."""
+
+    reason = "filter_refused"
 
 
 class Partial(BackupdError):

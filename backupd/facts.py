@@ -208,6 +208,15 @@ def partition_roots(session: Session) -> dict[tuple[str, str], tuple[str, str]]:
     return {(schema, name): (root_schema, root) for schema, name, root_schema, root in session.rows(query)}
 
 
+def parents(session: Session) -> list[tuple[int, int]]:
+    """The OIDs of each table that is another's partition, or its child by inheritance, and of that other table."""
+    query = (
+        "SELECT i.inhrelid::int8, i.inhparent::int8 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+        " WHERE c.relkind IN ('r', 'p', 'f') ORDER BY 1, 2"
+    )
+    return [(child, parent) for child, parent in session.rows(query)]
+
+
 def extensions(session: Session) -> list[Extension]:
     """The installed extensions, sorted."""
     query = (

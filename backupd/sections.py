@@ -318,8 +318,10 @@ class DumpSettings(BaseModel, frozen=True):
     compression: Annotated[str, AfterValidator(check_compression)] = Field(
         default="zstd:1", description="`zstd:1` to `zstd:19` or `gzip:1` to `gzip:9`"
     )
-    include: _Patterns = Field(default=(), description="only these tables, as `schema.table` or `schema.*`")
-    exclude: _Patterns = Field(default=(), description="all but these tables")
+    include: _Patterns = Field(
+        default=(), description="only these tables, as `schema.table` or `schema.*`, and their partitions and children"
+    )
+    exclude: _Patterns = Field(default=(), description="all but these tables and their partitions and children")
     lock_wait: _Duration = Field(default=timedelta(seconds=60), description="how long pg_dump waits for a table's lock")
     max_seconds: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how long a dump may hold its snapshot, which keeps VACUUM from removing dead rows"

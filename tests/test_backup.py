@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
@@ -226,11 +227,11 @@ def test_a_filtered_backup_is_listed_as_such_and_is_never_latest(
 ) -> None:
     here, database = site(postgres17), shop_of(postgres17)
     whole = here.take(database)
-    ended = here.run("backup", database, "--json", BACKUPD_DUMP__INCLUDE="shop.customers,shop.orders_*")
+    ended = here.run("backup", database, "--json", BACKUPD_DUMP__INCLUDE="shop.customers,shop.orders")
     assert ended.code == 0, ended.stderr
     filtered = json.loads(ended.stdout)
     assert set(here.listed()) == {whole.id, filtered["id"]}
-    assert filtered["filter"] == {"include": ["shop.customers", "shop.orders_*"], "exclude": [], "sha256": None}
+    assert filtered["filter"] == {"include": ["shop.customers", "shop.orders"], "exclude": [], "sha256": None}
     rows = [line for line in here.run("list").stdout.splitlines() if filtered["id"] in line]
     assert len(rows) == 1
     assert "filtered" in rows[0]
@@ -304,7 +305,7 @@ def test_an_include_that_matches_nothing_is_an_error(
     here = site(postgres17)
     here.remember()
     ended = here.run("backup", shop_of(postgres17), BACKUPD_DUMP__INCLUDE=include)
-    here.assert_failed(ended, 2, "usage")
+    here.assert_failed(ended, 2, "filter_refused")
     assert "BACKUPD_DUMP__INCLUDE" in ended.error["hint"]
 
 
@@ -316,6 +317,114 @@ def test_an_exclude_that_matches_nothing_leaves_out_nothing(
     taken = here.take(database, exclude=("shop.temporary_*", "scratch.*"))
     with postgres17.connect(database) as connection:
         assert taken.manifest.totals.tables == len(count_rows(connection))
+
+
+FAMILIES = """
+CREATE SCHEMA s;
+CREATE SCHEMA old;
+CREATE TABLE s.ev (n int) PARTITION BY RANGE (n);
+CREATE TABLE s.ev_p1 PARTITION OF s.ev FOR VALUES FROM (0) TO (10);
+CREATE TABLE s.ev_p2 PARTITION OF s.ev FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (n);
+CREATE TABLE s.ev_p2_low PARTITION OF s.ev_p2 FOR VALUES FROM (10) TO (15);
+CREATE TABLE old.ev_p0 PARTITION OF s.ev FOR VALUES FROM (-10) TO (0);
+INSERT INTO s.ev SELECT generate_series(-2, 14);
+CREATE TABLE s.animals (name text);
+CREATE TABLE s.birds () INHERITS (s.animals);
+INSERT INTO s.animals VALUES ('cat');
+INSERT INTO s.birds VALUES ('owl');
+"""
+EV = {"old.ev_p0": 2, "s.ev_p1": 10, "s.ev_p2_low": 5}
+ANIMALS = {"s.animals": 1, "s.birds": 1}
+FILTERS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "a root": ({"include": ("s.ev",)}, EV),
+    "a parent": ({"include": ("s.animals",)}, ANIMALS),
+    "roots by a pattern": ({"include": ("s.e?", "s.animals")}, EV | ANIMALS),
+    "a root without one partition": (
+        {"include": ("s.ev",), "exclude": ("s.ev_p2",)},
+        {"old.ev_p0": 2, "s.ev_p1": 10},
+    ),
+    "all but a root": ({"exclude": ("s.ev",)}, ANIMALS),
+    "all but a parent": ({"exclude": ("s.animals",)}, EV),
+    "all but partitions": ({"exclude": ("s.ev_*", "old.*")}, ANIMALS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_takes_a_table_with_its_partitions_and_children_or_leaves_all_of_them_out(
+    name: str, postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory
+) -> None:
+    here, (patterns, expected) = site(postgres17), FILTERS[name]
+    taken = here.take(_families(postgres17, database), **patterns)
+    tables = here.index(taken).contract.tables
+    assert {f"{table.schema}.{table.name}": table.rows for table in tables} == expected
+
+
+PARTED: dict[str, tuple[dict[str, str], str]] = {
+    "a root": ({"INCLUDE": "s.ev"}, "chose s.ev without its partition"),
+    "a parent": ({"INCLUDE": "s.animals"}, "chose s.animals without its child s.birds"),
+    "a root, and some partitions": ({"INCLUDE": "s.ev,s.ev_*"}, "chose s.ev without its partition old.ev_p0"),
+    "a root, and all but its partitions": ({"INCLUDE": "s.ev", "EXCLUDE": "s.ev_*"}, "chose s.ev without its"),
+    "a partition": ({"INCLUDE": "s.ev_p1"}, "chose partition s.ev_p1 without s.ev"),
+    "a child": ({"INCLUDE": "s.birds"}, "chose child s.birds without s.animals"),
+    "all but a root": ({"EXCLUDE": "s.ev"}, "chose partition"),
+    "all but a parent": ({"EXCLUDE": "s.animals"}, "chose child s.birds without s.animals"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTED)
+def test_a_filter_that_parts_a_table_from_its_partitions_or_children_is_refused_by_clients_that_cannot_keep_them(
+    name: str, postgres15: PostgresServer, site: MakeSite, database: DatabaseFactory
+) -> None:
+    here, (patterns, words) = site(postgres15), PARTED[name]
+    _refuses(here, _families(postgres15, database), patterns, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        ({"INCLUDE": "s.ev_p1"}, "chose partition s.ev_p1 without s.ev"),
+        ({"INCLUDE": "s.*"}, "chose s.ev without its partition old.ev_p0"),
+        ({"EXCLUDE": "s.*"}, "chose partition old.ev_p0 without s.ev"),
+    ],
+    ids=["a partition", "a root's schema", "all but a root's schema"],
+)
+def test_a_filter_that_parts_a_table_from_its_partitions_is_refused(
+    patterns: dict[str, str], words: str, postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory
+) -> None:
+    _refuses(site(postgres17), _families(postgres17, database), patterns, words)
+
+
+@pytest.mark.slow
+def test_a_filter_names_partitions_and_children_to_clients_that_do_not_know_them(
+    postgres15: PostgresServer, site: MakeSite, database: DatabaseFactory
+) -> None:
+    here, name = site(postgres15), _families(postgres15, database)
+    taken = here.take(name, include=("s.ev*", "old.ev*", "s.birds", "s.animals"), exclude=("s.ev_p1",))
+    tables = here.index(taken).contract.tables
+    assert {f"{table.schema}.{table.name}": table.rows for table in tables} == {
+        "old.ev_p0": 2,
+        "s.ev_p2_low": 5,
+    } | ANIMALS
+    taken = here.take(name, exclude=("s.ev_p1", "s.birds"))
+    assert {table.name for table in here.index(taken).contract.tables} == {"ev_p0", "ev_p2_low", "animals"}
+
+
+def _refuses(here: Site, database: str, patterns: dict[str, str], words: str) -> None:
+    here.remember()
+    ended = here.run("backup", database, **{f"BACKUPD_DUMP__{name}": value for name, value in patterns.items()})
+    here.assert_failed(ended, 2, "filter_refused")
+    assert words in ended.error["message"]
+    assert "BACKUPD_DUMP__INCLUDE, or both in BACKUPD_DUMP__EXCLUDE" in ended.error["hint"]
+
+
+def _families(server: PostgresServer, database: DatabaseFactory) -> str:
+    name = database(server)
+    with server.connect(name) as connection:
+        connection.execute(FAMILIES.encode())
+    return name
 
 
 # --- several databases

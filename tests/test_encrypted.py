@@ -150,6 +150,17 @@ def test_the_record_of_a_failed_run_names_no_table(
 
 
 @pytest.mark.slow
+def test_the_record_of_a_refused_filter_does_not_have_its_patterns(
+    here: Site, private: psycopg.Connection[Any]
+) -> None:
+    ended = here.run("backup", private.info.dbname, BACKUPD_DUMP__INCLUDE=f"public.{PRIVATE}_d")
+    assert (ended.code, PRIVATE in ended.stderr) == (2, True)
+    [failed] = here.catalog.backups().failures
+    assert "in the run's log" in failed.message
+    assert in_clear(here) == []
+
+
+@pytest.mark.slow
 def test_predecessors_are_compared_by_their_totals_alone_and_the_log_says_so(
     here: Site, private: psycopg.Connection[Any]
 ) -> None:

@@ -16,7 +16,16 @@ from datetime import timedelta
 from backupd import failure, hook, log, notice, settings
 from backupd.catalog import Catalog, new_id
 from backupd.commands import monitor, shared, tell
-from backupd.errors import BackupdError, Interrupted, Locked, NoRoom, StoreError, UsageError, VersionMismatch
+from backupd.errors import (
+    BackupdError,
+    FilterRefused,
+    Interrupted,
+    Locked,
+    NoRoom,
+    StoreError,
+    UsageError,
+    VersionMismatch,
+)
 from backupd.failure import Failure, Step
 from backupd.installation import Installation
 from backupd.manifest import Backup
@@ -187,7 +196,8 @@ class Run:
     def _failure(self, label: Label, step: Step, exc: BaseException) -> Failure:
         now, known = shared.now(), settings.secrets(self.here.settings)
         error = exc if isinstance(exc, BackupdError) else BackupdError(str(exc) or type(exc).__name__)
-        if self.here.settings.encryption.recipients and not isinstance(exc, _NAMES_NO_TABLE):
+        names_tables = isinstance(exc, FilterRefused) or not isinstance(exc, _NAMES_NO_TABLE)
+        if self.here.settings.encryption.recipients and names_tables:
             error = BackupdError("why is in the run's log: backups are encrypted here, and it may name tables")
         message, detail, hint = (text and log.scrub(text, known) for text in (error.message, error.detail, error.hint))
         kind = exc if isinstance(exc, BackupdError | Interrupted) else error
