@@ -69,9 +69,15 @@ def databases(session: Session) -> list[str]:
     """The cluster's databases that accept connections, sorted; without templates and those that backupd made."""
     query = (
         "SELECT datname, shobj_description(oid, 'pg_database') FROM pg_database"
-        " WHERE datallowconn AND NOT datistemplate ORDER BY datname"
+        " WHERE datallowconn AND NOT datistemplate AND datconnlimit <> -2 ORDER BY datname"
     )
     return [str(name) for name, comment in session.rows(query) if not marks.is_ours(name, comment)]
+
+
+def invalid_databases(session: Session) -> list[str]:
+    """Those that an interrupted DROP DATABASE left, sorted: nobody can connect, as pg_dumpall and vacuumdb know too."""
+    # DATCONNLIMIT_INVALID_DB of pg_database.h, since the minors of August 2023 (15.4)
+    return [str(row[0]) for row in session.rows("SELECT datname FROM pg_database WHERE datconnlimit = -2 ORDER BY 1")]
 
 
 def sizes(session: Session, names: Sequence[str]) -> list[int]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _log = log.get_logger()
 
+_DROP_INVALID = "DROP DATABASE it: an interrupted one left it, nobody can connect, and it gets no backup"
+
 MAINTENANCE_DATABASE = "postgres"
 _DATABASES = "BACKUPD_SOURCE__DATABASES"
 _LATE = 12  # a backup may take a twelfth of the time between two: daily ones may be 26 hours old
@@ -152,6 +154,9 @@ class Installation:
             return wanted
         with postgres.connect(access, access.database) as session:
             there = facts.databases(session)
+            for name in facts.invalid_databases(session):
+                if any(_is_pattern(each) and _matches(each, [name]) for each in wanted):
+                    _log.warning("database.invalid", database=name, action=_DROP_INVALID)
         return choose(wanted, there)
 
     def databases_unasked(self, names: Sequence[str], known: Sequence[Label]) -> list[str]:

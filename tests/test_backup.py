@@ -447,6 +447,22 @@ def test_names_patterns_and_a_star_choose_the_databases(
     assert _databases(ended.stdout) == [name for (name,) in found]
 
 
+@pytest.mark.slow
+def test_a_star_leaves_out_what_an_interrupted_drop_made_invalid_and_says_what_to_do(
+    any_postgres: PostgresServer, site: MakeSite, database: DatabaseFactory
+) -> None:
+    here, good, invalid = site(any_postgres), database(any_postgres, "app"), database(any_postgres, "app")
+    with any_postgres.connect() as connection:
+        connection.execute("UPDATE pg_database SET datconnlimit = -2 WHERE datname = %s", [invalid])
+    ended = here.run("backup", "app_*", "--json")
+    assert ended.code == 0, ended.stderr
+    assert _databases(ended.stdout) == [good]
+    (event,) = (each for each in ended.events if each["event"] == "database.invalid")
+    assert (event["level"], event["database"]) == ("warning", invalid)
+    assert "DROP DATABASE" in event["action"]
+    assert here.run("backup", invalid).code == 2
+
+
 def _databases(stdout: str) -> list[str]:
     return [json.loads(line)["source"]["database"] for line in stdout.splitlines()]
 
