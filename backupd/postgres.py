@@ -422,6 +422,7 @@ _CLASSES: Mapping[str, type[BackupdError]] = {
 
 # libpq gives no SQLSTATE for a connection that was refused, only the server's words (untranslated on most servers)
 _CONNECT_WORDS: Sequence[tuple[str, type[BackupdError]]] = (
+    ("too many connections for ", DatabaseError),  # of a database or a role: it passes
     ("max_locks_per_transaction", LocksExhausted),  # in the server's hint, and a name, so never translated
     ("password authentication failed", AccessRefused),
     ("no password supplied", AccessRefused),

@@ -259,6 +259,20 @@ def test_a_database_that_does_not_exist_is_a_usage_error(
     assert "BACKUPD_SOURCE__DATABASES" in ended.error["hint"]
 
 
+@pytest.mark.parametrize("what", ["DATABASE", "ROLE"])
+def test_a_database_or_role_without_a_connection_to_spare_is_a_passing_state(
+    what: str, postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory, new_role: Callable[..., str]
+) -> None:
+    here, name, role = site(postgres17), database(postgres17), new_role(postgres17)
+    here.remember()
+    target = sql.Identifier(name if what == "DATABASE" else role)
+    with postgres17.connect() as connection:
+        connection.execute(sql.SQL(f"ALTER {what} {{}} CONNECTION LIMIT 0").format(target))
+    ended = here.run("backup", name, BACKUPD_SOURCE__USER=role)
+    here.assert_failed(ended, 18, "database")
+    assert "too many connections" in ended.error["message"]
+
+
 def test_a_table_that_may_not_be_read_is_named(
     postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory
 ) -> None:
