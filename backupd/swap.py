@@ -38,6 +38,7 @@ _LOCK_KEY = 0x73776170
 """The first half of the advisory lock of a replacement: "swap"; the other half is made of the live name."""
 
 _GOING_SECONDS = 2.0  # a server needs a moment to see that a killed run is gone
+_WAIT_HINT = "Wait for its end; `SELECT * FROM pg_stat_activity` shows where it comes from."
 _PAUSE_SECONDS = 0.005  # between two looks for sessions to end
 
 _log = log.get_logger()
@@ -129,8 +130,7 @@ def hold(access: Access, maintenance: str, live: str) -> Iterator[None]:
         deadline = time.monotonic() + _GOING_SECONDS
         while not session.row("SELECT pg_try_advisory_lock(%s, %s)", keys)[0]:
             if time.monotonic() > deadline:
-                hint = "Wait for its end; `SELECT * FROM pg_stat_activity` shows where it comes from."
-                raise Locked(f"another run of backupd restores or swaps database {live}", hint=hint)
+                raise Locked(f"another run of backupd restores or swaps database {live}", hint=_WAIT_HINT)
             time.sleep(0.1)
         yield
 
@@ -364,10 +364,27 @@ def _drop_remains(access: Access, maintenance: str, ours: Ours) -> bool:
 
     Returns whether it is gone.
     """
+    with connect(access, maintenance) as session:
+        _require_not_filling(session, ours.name)
     if ours.mark is None:
         with connect(access, ours.name) as session:
             target.require_empty(session)
     return target.drop(access, maintenance, ours.name)
+
+
+def _require_not_filling(session: Session, name: str) -> None:
+    """Raises Locked while a restore fills that database: `hold` keeps none apart that have other maintenance databases.
+
+    Its sessions go by the name that a run of backupd gives to all of its own, and to pg_restore's.
+    """
+    query: LiteralString = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND starts_with(application_name, 'backupd ')"
+    )
+    deadline = time.monotonic() + _GOING_SECONDS
+    while session.row(query, [name])[0]:
+        if time.monotonic() > deadline:
+            raise Locked(f"another run of backupd is in database {name}", hint=_WAIT_HINT)
+        time.sleep(0.1)
 
 
 # --- the swap itself

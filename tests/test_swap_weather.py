@@ -448,6 +448,28 @@ def test_two_replacements_of_one_database_are_not_run_at_once(
     given.assert_as_it_was()
 
 
+def test_a_restore_that_is_still_filling_is_not_dropped_from_another_maintenance_database(
+    postgres17: PostgresServer,
+    damaged: MakeDamaged,  # noqa: F811
+    database: DatabaseFactory,
+    restore_clients: RestoreClients,
+) -> None:
+    """Advisory locks are per database, so that the one on the live name does not keep these two apart."""
+    given, other = damaged(postgres17), database(postgres17, "other")
+    go = given.here.folder / "go"
+    script = f'"$real" "$@"; : > {go}.reached; while [ ! -e {go} ]; do sleep 0.02; done'
+    folder = restore_clients(postgres17, script)
+    run = given.here.start("restore", given.backup.id, "--replace", given.live, BACKUPD_DUMP__CLIENTS=str(folder))
+    wait_until(Path(f"{go}.reached").exists, "pg_restore did not end")
+    ended = given.run("restore", "--resume", given.live, BACKUPD_TARGET__DATABASE=other)
+    beside = family(postgres17, given.live)[1:]
+    go.touch()
+    assert run.end().code == 0
+    assert ended.code == Locked.exit_code, ended.stderr
+    assert f"another run of backupd is in database {beside[0]}" in ended.error["message"]
+    assert sold(postgres17, given.live) == 100
+
+
 # --- another target than was meant
 
 
