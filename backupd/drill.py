@@ -1,9 +1,10 @@
 """Proves a backup by restoring it into a server that nobody needs, timed, and comparing every table's content.
 
-The restore is `restore`'s own, so that what is proven is what would be done at 03:00; then the content is compared and
-the database dropped. What was found is a note beside the backup: *restored*, *identical*, or that it failed, which
-makes the backup suspect. Only what the backup itself is to blame for is noted as its failure: a server that was lost,
-lacks an extension or refuses a privilege proves nothing about it.
+The restore is `restore`'s own, so that what is proven is what would be done at 03:00; in its midst, before event
+triggers write anything, the content is compared; then the database is dropped. What was found is a note beside the
+backup: *restored*, *identical*, or that it failed, which makes the backup suspect. Only what the backup itself is to
+blame for is noted as its failure: a server that was lost, lacks an extension or refuses a privilege proves nothing
+about it.
 
 Roles that the dump refers to are made (they may not log in) and dropped again: without them nothing would restore.
 One drill at a time uses a server, by a lock: two would measure each other, and what a killed one left is swept by the
@@ -221,6 +222,13 @@ def _prove(
     """The restored database's rows and content are those of the backup; else VerificationFailed."""
     stored, database = catalog.archive(backup), f"{_PREFIX}{backup.id.lower()}"
     index = archive.read_index(stored)
+    seen: list[tuple[content.Content, float]] = []
+
+    def compare_content() -> None:
+        began = time.monotonic()
+        found = content.compare(access, database, content.Dump(stored, index), job.jobs, progress)
+        seen.append((found, time.monotonic() - began))
+
     into = restore.Job(
         database,
         create=True,
@@ -228,22 +236,20 @@ def _prove(
         jobs=job.jobs,
         scratch=job.scratch,
         scratch_limit_bytes=job.scratch_limit_bytes,
+        also_compare=compare_content,
     )
     with _roles(access, job.maintenance, index.contract):
         began = time.monotonic()
         restored = restore.restore(access, catalog, clients, backup, into, progress)
-        restored_at = time.monotonic()
-        try:
-            found = content.compare(access, database, content.Dump(stored, index), job.jobs, progress)
-            compared_at = time.monotonic()
-        finally:
-            gone = target.drop(access, job.maintenance, database)
+        seconds = time.monotonic() - began
+        gone = target.drop(access, job.maintenance, database)
+    [(found, content_seconds)] = seen
     _require_no_difference(backup, found)
     return Drilled(
         backup=backup,
         level="identical" if found.identical else "restored",
-        seconds=round(restored_at - began, 3),
-        content_seconds=round(compared_at - restored_at, 3),
+        seconds=round(seconds - content_seconds, 3),
+        content_seconds=round(content_seconds, 3),
         server_version=access.version,
         comparisons=restored.comparisons,
         content=found,

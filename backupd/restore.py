@@ -1,7 +1,8 @@
 """Restores a backup into a new database, or an existing empty one, and believes it only after comparing.
 
 Preflight touches nothing; then members by range into scratch, every sha256 checked; a database that is closed to
-others; pg_restore; the contract compared; ANALYZE; only then is it opened, or takes a live database's name.
+others; pg_restore; the contract compared; event triggers, which would else write into what is compared; ANALYZE; only
+then is it opened, or takes a live database's name.
 pg_restore gets a folder of regular files because it takes nothing else any more (postgres.md 1: pipes are refused since
 November 2026).
 """
@@ -49,6 +50,7 @@ class Job:
 
     With `live` the one that is made takes the name of that live database in the end, and its own is chosen here;
     `yes_replace` names it where it may not look like the source. `script` runs before anybody may connect.
+    `also_compare` looks into it too once its rows proved equal, while nothing of its own runs there yet.
     `maintenance` is the database from which others are made. `keep` keeps a database that did not prove equal.
     `jobs` is the most that are used. `scratch` is a folder, or None for the system's temporary one, of which
     `scratch_limit_bytes` may be used. `wanted` are the tables and schemas to restore, or None for all. `create_roles`
@@ -70,6 +72,7 @@ class Job:
     live: str | None = None
     yes_replace: str | None = None
     script: target.Script | None = None
+    also_compare: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,21 +144,24 @@ def _restore(
     with scratch.open_scratch(job.scratch, manifest.id) as folder:
         with stages.timed("fetch"):
             fetch.members(catalog, backup, index, folder, progress, job.scratch_limit_bytes)
-            use_list = part.write_files(folder)
+            lists = part.write_files(folder)
         with (
             roles.created(access, _first_database(job), planned, keep=job.keep),
             _database(access, job, index.contract, manifest.id) as refused,
         ):
-            jobs = _jobs(index.contract, job.jobs)
-            with stages.timed("restore"):
-                options = dump.RestoreOptions(jobs, use_list, job.owners, job.role)
-                argv = dump.restore_argv(client, access.conninfo(job.database), folder, options)
-                _log.debug("child.started", tool="pg_restore", argv=argv)
-                with _explained(job, manifest) as on_line, _growing(access, job, manifest, progress) as on_idle:
-                    dump.restore(argv, access.environment, on_line, on_idle)
+            options = dump.RestoreOptions(_jobs(index.contract, job.jobs), lists.first, job.owners, job.role)
+            conninfo = access.conninfo(job.database)
+            with stages.timed("restore"), _growing(access, job, manifest, progress) as on_idle:
+                _load(access, job, manifest, dump.restore_argv(client, conninfo, folder, options), on_idle)
             with stages.timed("compare"):
                 comparisons = comparison.compare(access, job.database, index.contract, job.jobs)
                 _require_equal(job, comparisons)
+            if job.also_compare is not None:
+                job.also_compare()
+            if lists.event_triggers is not None:
+                options = replace(options, jobs=1, use_list=lists.event_triggers)
+                with stages.timed("event triggers"):
+                    _load(access, job, manifest, dump.restore_argv(client, conninfo, folder, options), lambda: None)
             if job.script is not None:
                 with stages.timed("sql"):
                     target.run_script(access, job.database, job.script, _like(access, job, index.contract))
@@ -385,6 +391,13 @@ def _named_if_left(job: Job) -> Iterator[None]:
             action = "look at it and drop it" if job.create else "empty it, and restore again"
             _log.warning("target.left_closed", database=job.database, action=action)
         raise
+
+
+def _load(access: postgres.Access, job: Job, manifest: Manifest, argv: list[str], on_idle: Callable[[], None]) -> None:
+    """Runs pg_restore with these arguments."""
+    _log.debug("child.started", tool="pg_restore", argv=argv)
+    with _explained(job, manifest) as on_line:
+        dump.restore(argv, access.environment, on_line, on_idle)
 
 
 @contextlib.contextmanager

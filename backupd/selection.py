@@ -24,6 +24,8 @@ from backupd.manifest import Contract
 from backupd.table_pattern import Name
 from backupd.toc import Entry, Toc
 
+EVENT_TRIGGER = "EVENT TRIGGER"
+
 _TABLES = frozenset({"TABLE", "FOREIGN TABLE"})
 _RELATIONS = _TABLES | {"VIEW", "MATERIALIZED VIEW", "SEQUENCE"}
 _PARTS = frozenset(
@@ -78,6 +80,21 @@ def choose(contents: Toc, wanted: Wanted) -> Selection:
     closure.finish()
     kept = tuple(entry for entry in contents.entries if entry.dump_id in closure.kept)
     return Selection(replace(contents, entries=kept), tuple(sorted(set(_left_out(ties, closure)))))
+
+
+def event_triggers_apart(contents: Toc) -> tuple[Selection, Selection] | None:
+    """All of a dump but its event triggers, and these with their comments and labels; None where it has none.
+
+    Once made they run: one that logs DDL writes down pg_restore's REFRESH MATERIALIZED VIEW, one that logs logins
+    (PostgreSQL 17) every session that looks whether the rows are right.
+    """
+    found = {entry.dump_id for entry in contents.entries if entry.desc == EVENT_TRIGGER}
+    if not found:
+        return None
+    found |= {e.dump_id for e in contents.entries if e.desc in _NOTES and not found.isdisjoint(e.dependencies)}
+    rest = tuple(entry for entry in contents.entries if entry.dump_id not in found)
+    triggers = tuple(entry for entry in contents.entries if entry.dump_id in found)
+    return Selection(replace(contents, entries=rest), ()), Selection(replace(contents, entries=triggers), ())
 
 
 def cut(promised: Contract, chosen: Selection) -> Contract:

@@ -275,6 +275,34 @@ def _tiny_extension(postgres18: PostgresServer, share: Path) -> Iterator[str]:
         connection.execute("SELECT pg_reload_conf()")
 
 
+LOGS_LOGINS = """
+CREATE TABLE logins (who text);
+CREATE FUNCTION note_login() RETURNS event_trigger LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO public.logins VALUES (session_user); END $$;
+CREATE EVENT TRIGGER at_login ON login EXECUTE FUNCTION note_login();
+ALTER EVENT TRIGGER at_login ENABLE ALWAYS;
+COMMENT ON EVENT TRIGGER at_login IS 'who was here';
+"""
+"""For PostgreSQL 17: each session adds a row."""
+
+LOGS_DDL = """
+CREATE TABLE changes (tag text);
+CREATE FUNCTION note_change() RETURNS event_trigger LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO public.changes VALUES (tg_tag); END $$;
+CREATE EVENT TRIGGER audit ON ddl_command_end EXECUTE FUNCTION note_change();
+COMMENT ON EVENT TRIGGER audit IS 'what was changed';
+CREATE MATERIALIZED VIEW seen AS SELECT n FROM generate_series(1, 10) n;
+"""
+"""pg_restore creates event triggers before it refreshes materialised views, which is one more change."""
+
+
+def event_triggers(server: PostgresServer, database: str) -> list[tuple[str, str, str]]:
+    """The name, the state and the comment of each."""
+    query = "SELECT evtname::text, evtenabled::text, obj_description(oid, 'pg_event_trigger') FROM pg_event_trigger"
+    with server.connect(database) as connection:
+        return connection.execute(query).fetchall()
+
+
 def forget_subscriptions(server: PostgresServer, database: str) -> None:
     """Drops them, without a word to their publishers: no database with one can be dropped."""
     if not exists(server, database):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
-from fix_restore import RestoreClients, Stocked, Subscribe, client_of, flip
+from fix_restore import LOGS_LOGINS, RestoreClients, Stocked, Subscribe, client_of, flip
 from fix_tools import Site, access_server, wait_until
 from made_backups import made_backup, made_manifest, made_note
 from psycopg import sql
@@ -125,6 +125,19 @@ def test_a_role_that_is_no_superuser_drills_what_lies_in_public(
     found = drill_on(here, here.take(source), other, user=new_role(other, "CREATEDB CREATEROLE"))
 
     assert (found.level, found.noted) == ("identical", True)
+
+
+@pytest.mark.slow
+def test_a_database_that_logs_logins_is_identical(
+    site: MakeSite, postgres17: PostgresServer, database: DatabaseFactory, other: PostgresServer
+) -> None:
+    here, source = site(postgres17), database(postgres17)
+    with postgres17.connect(source) as connection:
+        connection.execute(LOGS_LOGINS)
+    found = drill_on(here, here.take(source), other)
+
+    assert found.level == "identical"
+    assert {each.name for each in found.content.tables} == {"public.logins"}
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ import psycopg
 import pytest
 from fix_postgres import DatabaseFactory, PostgresServer
 from fix_restore import (
+    LOGS_DDL,
+    LOGS_LOGINS,
     MARK,
     NewName,
     RestoreClients,
@@ -17,6 +19,7 @@ from fix_restore import (
     client_of,
     contents,
     definitions,
+    event_triggers,
     exists,
     restore_to,
     state,
@@ -93,6 +96,50 @@ def test_a_backup_without_some_tables_restores_all_others(
     expected = contents(postgres17, source)
     assert expected.pop("shop.documents")
     assert contents(postgres17, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("major", "filling", "trigger"),
+    [(17, LOGS_LOGINS, ("at_login", "A", "who was here")), (15, LOGS_DDL, ("audit", "O", "what was changed"))],
+    ids=["logins on postgres17", "ddl on postgres15"],
+)
+def test_event_triggers_come_back_and_write_nothing_into_what_is_compared(
+    major: int,
+    filling: str,
+    trigger: tuple[str, str, str],
+    request: pytest.FixtureRequest,
+    site: MakeSite,
+    database: DatabaseFactory,
+    new_name: NewName,
+) -> None:
+    server = server_of(request, major)
+    here, source, name = site(server), database(server), new_name(server)
+    with server.connect(source) as connection:
+        connection.execute(filling.encode())
+    restored = restore_to(here, here.take(source), name)
+
+    assert all(each.equal and not each.at_least for each in restored.comparisons)
+    assert event_triggers(server, name) == [trigger]
+    assert list(restored.seconds) == ["preflight", "fetch", "restore", "compare", "event triggers", "analyze"]
+    here.assert_clean()
+
+
+def test_without_its_event_triggers_nothing_takes_the_live_name(
+    postgres15: PostgresServer, site: MakeSite, database: DatabaseFactory, restore_clients: RestoreClients
+) -> None:
+    here, live = site(postgres15), database(postgres15)
+    with postgres15.connect(live) as connection:
+        connection.execute(LOGS_DDL.encode())
+    backup = here.take(live)
+    script = 'case "$*" in *event-triggers*) exit 1;; *) exec "$real" "$@";; esac'
+    failing = client_of(postgres15, restore_clients(postgres15, script))
+    with pytest.raises(RestoreFailed):
+        restore_to(here, backup, live, live=live, clients=[failing])
+
+    with postgres15.connect() as connection:
+        query = "SELECT count(*) FROM pg_database WHERE starts_with(datname, %s)"
+        assert connection.execute(query, [live]).fetchone() == (1,)
+    assert state(postgres15, live)[0] is None
 
 
 def test_an_empty_database_comes_back_empty(

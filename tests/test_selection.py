@@ -4,7 +4,7 @@ import pytest
 
 from backupd.errors import UsageError, VerificationFailed
 from backupd.manifest import Contract, DatabaseProperties, Extension, Table
-from backupd.selection import Selection, Wanted, choose, cut
+from backupd.selection import Selection, Wanted, choose, cut, event_triggers_apart
 from backupd.toc import Entry, Toc
 
 CLONE = "\nALTER TABLE s.leaf DISABLE TRIGGER t;\n"
@@ -313,3 +313,17 @@ def test_the_contract_is_cut_to_what_was_chosen() -> None:
 def test_an_index_that_does_not_promise_what_the_dump_holds_is_refused() -> None:
     with pytest.raises(VerificationFailed, match="do not name the same tables"):
         cut(promised("b"), chosen(BOTH, "s.a"))
+
+
+def test_event_triggers_are_told_apart_with_what_belongs_to_them() -> None:
+    entries = [
+        *BOTH,
+        entry(2, "EVENT TRIGGER", "e", 5, schema=""),
+        entry(3, "COMMENT", "EVENT TRIGGER e", 2, schema=""),
+        entry(4, "COMMENT", "TABLE a", 10),
+        entry(5, "FUNCTION", "f()", 1),
+    ]
+    apart = event_triggers_apart(Toc("db", "17", "17", (1, 16), tuple(entries)))
+    assert apart is not None
+    assert [ids(each) for each in apart] == [[1, 10, 11, 20, 21, 4, 5], [2, 3]]
+    assert event_triggers_apart(Toc("db", "17", "17", (1, 16), tuple(BOTH))) is None
