@@ -192,13 +192,16 @@ def _verifiers(session: Session, names: Sequence[str]) -> Mapping[str, str]:
 
 
 def relations(session: Session) -> list[Relation]:
-    """Every table, partitioned table, foreign table and materialised view that is not temporary or PostgreSQL's."""
+    """Every table, partitioned table, foreign table and materialised view that is not temporary or PostgreSQL's.
+
+    An extension's may be in pg_catalog all the same, as pg_ivm's: pg_dump has the rows of its configuration.
+    """
     query = (
-        "SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, EXISTS ("
-        " SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"
+        "SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, d.objid IS NOT NULL"
         " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't'"
-        " AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' ORDER BY c.oid"
+        " LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'"
+        " WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't' AND (d.objid IS NOT NULL"
+        " OR n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema') ORDER BY c.oid"
     )
     return [Relation(*row) for row in session.rows(query)]
 

@@ -41,14 +41,14 @@ def count_locks(session: Session) -> tuple[int, int, int]:
 
 
 # What pg_dump locks and reads, tried with 15, 17 and 18: neither views of any kind nor foreign tables, and of
-# extensions only the tables that they have marked as configuration.
+# extensions only the tables that they have marked as configuration, in whatever schema.
 _DUMPED: LiteralString = (
     "WITH dumped AS (SELECT c.oid, c.relkind, c.relnamespace, quote_ident(n.nspname) AS schema,"
     " quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name"
     " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
     " WHERE c.relkind IN ('r', 'p', 'S') AND c.relpersistence <> 't'"
-    " AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
-    " AND (c.oid IN (SELECT unnest(extconfig) FROM pg_extension) OR NOT EXISTS (SELECT FROM pg_depend d"
+    " AND (c.oid IN (SELECT unnest(extconfig) FROM pg_extension)"
+    " OR n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT EXISTS (SELECT FROM pg_depend d"
     " WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))) "
 )
 

@@ -250,11 +250,22 @@ INSERT INTO setting VALUES ('standard', false), ('usual', false);
 CREATE TABLE own (n int);
 INSERT INTO own SELECT generate_series(1, 7);
 """
+IN_CATALOG = """
+CREATE SCHEMA hidden;
+CREATE TABLE hidden.setting (name text, given bool DEFAULT true);
+SELECT pg_catalog.pg_extension_config_dump('hidden.setting', 'WHERE given');
+INSERT INTO hidden.setting VALUES ('standard', false);
+ALTER TABLE hidden.setting SET SCHEMA pg_catalog;
+"""
+"""As pg_ivm does it: no table may be made in pg_catalog, but moved there."""
 
 
 @pytest.fixture
 def tiny_extension(postgres18: PostgresServer) -> Iterator[str]:
-    """An extension with a configuration table; only PostgreSQL 18 finds one outside its installation."""
+    """An extension with a configuration table; only PostgreSQL 18 finds one outside its installation.
+
+    Beside it there is `in_catalog`, whose table is in pg_catalog.
+    """
     with tempfile.TemporaryDirectory() as name:  # and not below pytest's own folder, which is closed to the server
         yield from _tiny_extension(postgres18, Path(name))
 
@@ -264,8 +275,9 @@ def _tiny_extension(postgres18: PostgresServer, share: Path) -> Iterator[str]:
     folder.mkdir()
     for each in (share, folder):
         each.chmod(0o755)
-    (folder / "tiny.control").write_text("default_version = '1'\nrelocatable = true\n")
-    (folder / "tiny--1.sql").write_text(EXTENSION)
+    for extension, script in (("tiny", EXTENSION), ("in_catalog", IN_CATALOG)):
+        (folder / f"{extension}.control").write_text("default_version = '1'\nrelocatable = true\n")
+        (folder / f"{extension}--1.sql").write_text(script)
     with postgres18.connect() as connection:
         path = f"{folder.parent}:$system"
         connection.execute(sql.SQL("ALTER SYSTEM SET extension_control_path = {}").format(path))

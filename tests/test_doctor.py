@@ -485,6 +485,12 @@ LIMITED = "REVOKE pg_read_all_data FROM {role}"
 MAY_READ = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
 MAY_COUNT = "GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO {role}"
 EXTENSION = "CREATE EXTENSION hstore; CREATE TABLE part_of_it (id int); ALTER EXTENSION hstore ADD TABLE part_of_it"
+CONFIGURED = (
+    *EXTENSION.split("; "),
+    "SET allow_system_table_mods = on",
+    "UPDATE pg_extension SET extconfig = ARRAY['part_of_it'::regclass::oid], extcondition = ARRAY['']"
+    " WHERE extname = 'hstore'",
+)
 BREAKAGES: dict[str, tuple[str, ...]] = {
     "nothing": (),
     "a table": (LIMITED, MAY_COUNT),
@@ -539,11 +545,10 @@ BREAKAGES: dict[str, tuple[str, ...]] = {
         "GRANT SELECT ON t TO {role}",
     ),
     "an extension's table": (*EXTENSION.split("; "), LIMITED, MAY_COUNT, "GRANT SELECT ON t TO {role}"),
-    "an extension's configuration": (
-        *EXTENSION.split("; "),
-        "SET allow_system_table_mods = on",
-        "UPDATE pg_extension SET extconfig = ARRAY['part_of_it'::regclass::oid], extcondition = ARRAY['']"
-        " WHERE extname = 'hstore'",
+    "an extension's configuration": (*CONFIGURED, LIMITED, MAY_COUNT, "GRANT SELECT ON t TO {role}"),
+    "an extension's configuration in pg_catalog": (
+        *CONFIGURED,
+        "ALTER TABLE part_of_it SET SCHEMA pg_catalog",
         LIMITED,
         MAY_COUNT,
         "GRANT SELECT ON t TO {role}",

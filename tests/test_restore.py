@@ -226,6 +226,22 @@ def test_a_configuration_table_of_an_extension_holds_the_dumped_rows_and_may_hol
     assert raised.value.detail == "public.setting: 3 promised, 0 found."
 
 
+@pytest.mark.usefixtures("tiny_extension")
+def test_a_configuration_table_in_pg_catalog_comes_back_with_its_rows(
+    postgres18: PostgresServer, site: MakeSite, database: DatabaseFactory, new_name: NewName
+) -> None:
+    here, source, name = site(postgres18), database(postgres18), new_name(postgres18)
+    with postgres18.connect(source) as connection:
+        connection.execute("CREATE EXTENSION in_catalog")
+        connection.execute("INSERT INTO setting VALUES ('a'), ('b')")
+    restored = restore_to(here, here.take(source), name)
+
+    config = next(item for item in restored.comparisons if item.name == "pg_catalog.setting")
+    assert (config.promised, config.found, config.at_least) == (2, 3, True)
+    with postgres18.connect(name) as connection:
+        assert connection.execute("SELECT name FROM setting ORDER BY 1").fetchall() == [("a",), ("b",), ("standard",)]
+
+
 # --- the database itself
 
 
