@@ -10,7 +10,7 @@ from typing import LiteralString
 
 from backupd import marks
 from backupd.errors import AccessRefused, DatabaseError
-from backupd.manifest import DatabaseProperties
+from backupd.manifest import DatabaseProperties, Setting
 from backupd.postgres import Session
 
 Step = tuple[LiteralString, list[str], list[str | int]]
@@ -41,7 +41,7 @@ def admission_steps(session: Session, name: str) -> list[Step]:
 
 def setting_steps(name: str, like: DatabaseProperties) -> list[Step]:
     """What gives the database those settings, its own and those of roles in it."""
-    return [_setting_step(name, setting.role, setting.name, setting.value) for setting in like.settings]
+    return [step for setting in like.settings for step in _setting_steps(name, setting)]
 
 
 def comment_step(name: str, comment: str | None) -> Step:
@@ -69,14 +69,16 @@ _LISTS = frozenset(
 _ELEMENT = re.compile(r'"((?:[^"]|"")*)"|([^,\s]+)')
 
 
-def _setting_step(name: str, role: str, setting: str, value: str) -> Step:
-    names = [name, setting] if not role else [role, name, setting]
-    head: LiteralString = "ALTER DATABASE {} SET {} TO " if not role else "ALTER ROLE {} IN DATABASE {} SET {} TO "
-    if setting.lower() not in _LISTS:
-        return head + "{}", names, [value]
-    found = _ELEMENT.finditer(value)
+def _setting_steps(name: str, setting: Setting) -> list[Step]:
+    names = [setting.role, name, setting.name] if setting.role else [name, setting.name]
+    head: LiteralString = "ALTER ROLE {} IN DATABASE {} SET {} " if setting.role else "ALTER DATABASE {} SET {} "
+    if setting.name.lower() not in _LISTS:
+        return [(head + "TO {}", names, [setting.value])]
+    found = _ELEMENT.finditer(setting.value)
     elements: list[str | int] = [each[2] if each[1] is None else each[1].replace('""', '"') for each in found]
-    return head + ", ".join("{}" for _ in elements), names, elements
+    if not elements:  # TO '' would be a list of one empty name, and a library of that name keeps every session out
+        return [("SELECT set_config({}, '', true)", [], [setting.name]), (head + "FROM CURRENT", names, [])]
+    return [(head + "TO " + ", ".join("{}" for _ in elements), names, elements)]
 
 
 _GRANTS: Mapping[str, LiteralString] = {

@@ -288,6 +288,35 @@ def test_settings_grants_comment_limit_and_owner_come_with_the_database(
             assert two.execute(show).fetchone() == one.execute(show).fetchone()
 
 
+def test_a_setting_that_is_an_empty_list_comes_back_as_one(
+    any_postgres: PostgresServer, site: MakeSite, database: DatabaseFactory, new_name: NewName, new_role: NewRole
+) -> None:
+    here, source, name, role = (
+        site(any_postgres),
+        database(any_postgres),
+        new_name(any_postgres),
+        new_role(any_postgres),
+    )
+    lists = ("local_preload_libraries", "search_path", "session_preload_libraries", "temp_tablespaces")
+    with any_postgres.connect() as connection:
+        for setting in lists:
+            connection.execute("SELECT set_config(%s, '', false)", [setting])
+            for whose in ("DATABASE {0}", "ROLE {1} IN DATABASE {0}"):
+                statement = sql.SQL(f"ALTER {whose} SET {{2}} FROM CURRENT")
+                connection.execute(statement.format(*map(sql.Identifier, (source, role, setting))))
+    restored = restore_to(here, here.take(source), name)
+
+    query = (
+        "SELECT setrole, unnest(setconfig) FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase"
+        " WHERE datname = %s ORDER BY 1, 2"
+    )
+    with any_postgres.connect() as connection:
+        found = [connection.execute(query, [each]).fetchall() for each in (source, name)]
+    assert restored.refused == ()
+    assert [setting for _, setting in found[0]] == [f"{each}=" for each in lists] * 2
+    assert found[1] == found[0]
+
+
 def test_a_database_open_to_all_is_open_again_and_one_closed_to_public_stays_closed(
     postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory, new_name: NewName, new_role: NewRole
 ) -> None:
