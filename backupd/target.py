@@ -356,7 +356,8 @@ def analyze(access: Access, database: str, jobs: int) -> list[str]:
     """Gives the planner statistics, which a dump does not hold; what was refused is returned, as text.
 
     By several sessions, which a plain ANALYZE is not. A partition root's statement does its leaves too. The tables of
-    a statement that was refused are tried once more, alone.
+    a statement that was refused are tried once more, alone, and then the leaves of a root without it: one foreign
+    leaf whose server cannot be reached refuses the root.
     """
     with connect(access, database) as session:
         names: Sequence[tuple[str, str]] = session.rows(
@@ -367,11 +368,24 @@ def analyze(access: Access, database: str, jobs: int) -> list[str]:
         )
     lots = in_lots(names, jobs)
     said = in_parallel(access, database, jobs, lots, _analyze)
-    alone = [[name] for lot, why in zip(lots, said, strict=True) if why for name in lot]
-    if not alone:
+    again = [name for lot, why in zip(lots, said, strict=True) if why for name in lot]
+    if not (refused := _analyze_alone(access, database, jobs, again)):
         return []
-    said = in_parallel(access, database, jobs, alone, _analyze)
-    return [f"ANALYZE {'.'.join(name)}: {why}" for (name,), why in zip(alone, said, strict=True) if why]
+    with connect(access, database) as session:
+        roots = facts.partition_roots(session)
+    leaves = [leaf for leaf, root in roots.items() if root in refused]
+    refused |= _analyze_alone(access, database, jobs, leaves)
+    return [f"ANALYZE {'.'.join(name)}: {why}" for name, why in refused.items()]
+
+
+def _analyze_alone(
+    access: Access, database: str, jobs: int, names: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], str]:
+    """Why the server refused those that it did, each by a statement of its own."""
+    if not names:
+        return {}
+    said = in_parallel(access, database, jobs, [[name] for name in names], _analyze)
+    return {name: why for name, why in zip(names, said, strict=True) if why}
 
 
 def _analyze(session: Session, names: list[tuple[str, str]]) -> str:

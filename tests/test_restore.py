@@ -436,6 +436,37 @@ def test_of_hundreds_of_tables_each_is_counted_and_analyzed_but_for_the_one_that
         assert connection.execute(query).fetchone() == (239,)
 
 
+def test_partitions_have_statistics_although_one_of_their_root_s_is_on_a_server_that_cannot_be_reached(
+    any_postgres: PostgresServer, site: MakeSite, database: DatabaseFactory, new_name: NewName
+) -> None:
+    here, source, name = site(any_postgres), database(any_postgres), new_name(any_postgres)
+    with any_postgres.connect(source) as connection:
+        connection.execute(FAR)
+    restored = restore_to(here, here.take(source), name)
+
+    assert [text.partition(": ")[0] for text in restored.refused] == ["ANALYZE public.ev"]
+    assert "far" in restored.refused[0]
+    with any_postgres.connect(name) as connection:
+        leaves = "SELECT relname, reltuples::int FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1"
+        assert connection.execute(leaves).fetchall() == [("ev_new", 5), ("ev_old", 10)]
+        columns = connection.execute("SELECT tablename FROM pg_stats WHERE schemaname = 'public' ORDER BY 1").fetchall()
+        assert columns == [("ev_new",), ("ev_old",)]
+
+
+FAR = """
+CREATE EXTENSION postgres_fdw;
+CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '1');
+CREATE USER MAPPING FOR CURRENT_USER SERVER far;
+CREATE TABLE ev (n int) PARTITION BY RANGE (n);
+CREATE TABLE ev_old PARTITION OF ev FOR VALUES FROM (0) TO (10);
+CREATE FOREIGN TABLE ev_far PARTITION OF ev FOR VALUES FROM (10) TO (20) SERVER far;
+CREATE TABLE ev_rest PARTITION OF ev DEFAULT PARTITION BY LIST (n);
+CREATE TABLE ev_new PARTITION OF ev_rest DEFAULT;
+INSERT INTO ev SELECT generate_series(0, 9);
+INSERT INTO ev SELECT generate_series(20, 24);
+"""
+
+
 def test_a_failing_analyze_is_named_and_the_database_is_there(
     postgres17: PostgresServer, site: MakeSite, database: DatabaseFactory, new_name: NewName
 ) -> None:
