@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from backupd import dump, facts, fetch, guard, roles, scratch, swap, target
-from backupd.errors import BackupdError, NoRoom, TargetRefused, VersionMismatch
+from backupd.errors import AccessRefused, BackupdError, NoRoom, TargetRefused, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, try_all
 from backupd.manifest import Backup, Index
 from backupd.postgres import Access, Session
@@ -253,6 +253,32 @@ def _roles(on: Subject) -> str:
     return f"all {len(on.roles)} that must be there are there"
 
 
+# as pg_dump writes it behind a table's definition
+_FORCED = re.compile(r"^ALTER TABLE ONLY .* FORCE ROW LEVEL SECURITY;$", re.MULTILINE)
+
+
+def _row_security(on: Subject) -> str:
+    """Whether the role may count what it will have restored: forced row security holds for owners too."""
+    entries = on.toc().entries
+    enabled = {(entry.namespace, entry.tag) for entry in entries if entry.desc == "ROW SECURITY"}
+    counted = {(table.schema, table.name) for table in on.index.contract.tables} & enabled
+    forced = sorted(
+        f"{entry.namespace}.{entry.tag}"
+        for entry in entries
+        if entry.desc == "TABLE" and (entry.namespace, entry.tag) in counted and _FORCED.search(entry.definition)
+    )
+    bypasses, role = on.session.row(
+        "SELECT rolsuper OR rolbypassrls, quote_ident(rolname) FROM pg_roles WHERE rolname = current_user"
+    )
+    if forced and not bypasses:
+        raise AccessRefused(
+            f"role {role} could not count the rows of {len(forced)} tables that force row security",
+            detail=f"{', '.join(forced[:10])}{f' and {len(forced) - 10} more' if len(forced) > 10 else ''}.",
+            hint=f"As a superuser run: ALTER ROLE {role} BYPASSRLS; or restore as a superuser.",
+        )
+    return f"{len(forced)} tables force it, and the role may count them" if forced else "no table forces it"
+
+
 def _extensions(on: Subject) -> str | Doubt:
     """Whether they can be made, and in a version that is not older than the source's."""
     extensions = on.index.contract.extensions
@@ -378,6 +404,7 @@ _LIVE: Mapping[str, Check[Subject]] = {
 _BEFORE: Mapping[str, Check[Subject]] = {"connection": _connection, "pg_restore": _client, "definitions": _definitions}
 _AFTER: Mapping[str, Check[Subject]] = {
     "roles": _roles,
+    "row security": _row_security,
     "extensions": _extensions,
     "tablespaces": _tablespaces,
     "room": _room,

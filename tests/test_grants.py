@@ -257,6 +257,9 @@ INSERT INTO seen (note) SELECT md5(n::text) FROM generate_series(1, 20) n;
 CREATE TABLE mine (id int);
 INSERT INTO mine VALUES (1);
 ALTER TABLE mine ENABLE ROW LEVEL SECURITY;
+CREATE TABLE forced (id int);
+INSERT INTO forced VALUES (1);
+ALTER TABLE forced ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 SELECT lo_from_bytea(0, 'scan');
 """
 
@@ -339,6 +342,30 @@ def test_the_owner_gets_into_no_database_that_has_not_proved_equal(
         pass
 
 
+@pytest.mark.slow
+def test_a_role_that_could_not_count_forced_rows_is_told_before_anything_is_written(granted: Granted) -> None:
+    assert granted.run("backup").code == 0
+    granted.sql("ALTER ROLE {restore} NOBYPASSRLS")
+    refused = granted.run("restore", f"{granted.database}@latest", "--as", "never made")
+    assert refused.code == 12, refused.stderr
+    assert "own.forced" in refused.error["detail"]
+    assert "own.mine" not in refused.error["detail"]
+    assert [event["event"] for event in refused.events] == ["run.finished", "run.failed"]  # the preflight did not pass
+
+
+@pytest.mark.slow
+def test_without_forced_row_security_nobody_bypasses_any_for_restores(granted: Granted) -> None:
+    granted.sql("ALTER ROLE {restore} NOBYPASSRLS")
+    granted.sql("DROP TABLE own.forced")
+    granted.psql(granted.run("doctor", "--print-sql").stdout)
+    with granted.server.connect() as connection:
+        query = "SELECT rolbypassrls FROM pg_roles WHERE rolname = %s"
+        assert connection.execute(query, [granted.restore_role]).fetchone() == (False,)
+    assert granted.run("backup").code == 0
+    restored = granted.restored()
+    assert restored.code == 0, restored.stderr
+
+
 _MAINTENANCE = "GRANT CONNECT ON DATABASE {maintenance} TO {restore}"
 
 
@@ -374,6 +401,7 @@ def test_each_right_of_the_role_of_restores_is_needed(granted: Granted) -> None:
         "REVOKE {owner} FROM {restore}": "GRANT {owner} TO {restore}",
         "REVOKE CONNECT ON DATABASE {maintenance} FROM {restore}": _MAINTENANCE,
         "REVOKE pg_signal_backend FROM {restore}": "GRANT pg_signal_backend TO {restore}",
+        "ALTER ROLE {restore} NOBYPASSRLS": "ALTER ROLE {restore} BYPASSRLS",
     }.items():
         granted.sql(away)
         assert granted.restored().code in (12, 15, 18), f"works after {away}"
@@ -387,8 +415,14 @@ def test_a_name_that_no_script_can_hold_is_refused(role: str, database: str) -> 
         grants.backup_sql(role, [database])
 
 
+@pytest.mark.slow
+def test_the_sql_of_restores_does_not_end_where_a_database_is_not_there_yet(granted: Granted) -> None:
+    granted.psql(grants.restore_sql(granted.restore_role, granted.maintenance, ["not yet", granted.database]))
+
+
 def test_where_patterns_name_the_databases_the_sql_says_what_to_run_in_each() -> None:
     text = grants.backup_sql("backup", ["*"])
     assert "In each database" in text
     assert "\\connect" not in text
     assert 'GRANT CONNECT ON DATABASE "postgres"' in text
+    assert "\\connect" not in grants.restore_sql("restore", "postgres", ["*"])
