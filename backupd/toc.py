@@ -87,12 +87,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Toc:
-    """The whole file; `entries` in its order, which is pg_restore's."""
+    """What is needed of the file: its `entries`, in its order, which is pg_restore's."""
 
-    dbname: str
-    server_version: str
-    dump_version: str
-    archive_version: tuple[int, int]
     entries: tuple[Entry, ...]
 
 
@@ -268,7 +264,8 @@ def _toc(cursor: _Cursor) -> Toc:
         cursor.integer()  # its level
     for _ in range(7):
         cursor.integer()  # local time without a zone: of no use
-    dbname, server_version, dump_version = cursor.raw(), cursor.text(), cursor.text()
+    for _ in range(3):
+        cursor.raw()  # the database's name, the server's version and pg_dump's: the manifest has them
     count = cursor.integer()
     entries: list[Entry] = []
     while len(entries) < count:  # a count that lies ends where the bytes do
@@ -278,7 +275,7 @@ def _toc(cursor: _Cursor) -> Toc:
     if len(entries) != count:
         raise _damaged(cursor.position)
     _refuse_duplicates(entries)
-    return Toc(dbname.decode(cursor.codec, "surrogateescape"), server_version, dump_version, version, tuple(entries))
+    return Toc(tuple(entries))
 
 
 def _archive_version(cursor: _Cursor) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def table_entry(oid: int, name: str, **changes: Any) -> Entry:
 
 
 def contents(*entries: Entry) -> Toc:
-    return Toc("shop", "17.12", "17.12", (1, 16), entries)
+    return Toc(entries)
 
 
 def relation(oid: int, name: str, kind: str = "r", persistence: str = "p", *, of_extension: bool = False) -> Relation:

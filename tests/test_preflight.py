@@ -56,7 +56,7 @@ DEFINITIONS = {
 @pytest.mark.parametrize("definition", DEFINITIONS)
 def test_what_only_18_knows_is_found_in_definitions(definition: str) -> None:
     expected = DEFINITIONS[definition]
-    found = list(only_of_18(Toc("app", "18.6", "18.6", (1, 16), (entry("TABLE", definition),))))
+    found = list(only_of_18(Toc((entry("TABLE", definition),))))
 
     assert found == ([] if expected is None else [f"TABLE public.t: {expected}"])
 
@@ -64,7 +64,7 @@ def test_what_only_18_knows_is_found_in_definitions(definition: str) -> None:
 def test_what_a_function_s_body_says_does_not_count() -> None:
     body = entry("FUNCTION", "CREATE FUNCTION f() AS $$ SELECT uuidv7() -- NOT ENFORCED $$")
 
-    assert list(only_of_18(Toc("app", "18.6", "18.6", (1, 16), (body,)))) == []
+    assert list(only_of_18(Toc((body,)))) == []
 
 
 def entry(desc: str, definition: str) -> Entry:

@@ -27,7 +27,7 @@ def entry(dump_id: int, desc: str, tag: str, *dependencies: int, schema: str = "
 
 
 def chosen(entries: list[Entry], *tables: str, schemas: tuple[str, ...] = ()) -> Selection:
-    return choose(Toc("db", "17", "17", (1, 16), tuple(entries)), Wanted(tables, schemas))
+    return choose(Toc(tuple(entries)), Wanted(tables, schemas))
 
 
 def ids(selection: Selection) -> list[int]:
@@ -323,7 +323,7 @@ def test_event_triggers_are_told_apart_with_what_belongs_to_them() -> None:
         entry(4, "COMMENT", "TABLE a", 10),
         entry(5, "FUNCTION", "f()", 1),
     ]
-    apart = event_triggers_apart(Toc("db", "17", "17", (1, 16), tuple(entries)))
+    apart = event_triggers_apart(Toc(tuple(entries)))
     assert apart is not None
     assert [ids(each) for each in apart] == [[1, 10, 11, 20, 21, 4, 5], [2, 3]]
-    assert event_triggers_apart(Toc("db", "17", "17", (1, 16), tuple(BOTH))) is None
+    assert event_triggers_apart(Toc(tuple(BOTH))) is None

@@ -81,11 +81,7 @@ def test_every_entry_is_read_to_the_last_byte(dump: Dump) -> None:
     listed = pg_restore_list(dump.server, dump.folder)
     found = re.search(r"TOC Entries: ([0-9]+)", listed)
     assert found is not None
-    contents = dump.toc
-    assert len(contents.entries) == int(found[1])
-    assert contents.dbname == "toc_shop"
-    assert contents.archive_version == ((1, 14) if dump.server.major == 15 else (1, 16))
-    assert contents.server_version.split(".")[0] == contents.dump_version.split(".")[0] == str(dump.server.major)
+    assert len(dump.toc.entries) == int(found[1])
 
 
 def test_ids_descriptions_and_owners_are_what_pg_restore_lists(dump: Dump) -> None:
