@@ -17,6 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from backupd import table_pattern, toc
 from backupd.errors import VerificationFailed
@@ -167,12 +168,13 @@ class _Ties:
         child = self.relations.get((entry.namespace, entry.tag))
         parent = next((table for table in self.tables_of(entry) if table is not child), None)
         if child is not None and parent is not None:
-            if child is parent or child in self._above(parent):
+            if child is parent or child in self.above(parent):
                 raise VerificationFailed(f"toc.dat has table {entry.namespace}.{entry.tag} as a partition of itself")
             self.parent[child.dump_id] = parent
             self.children[parent.dump_id].append(child)
 
-    def _above(self, relation: Entry) -> Iterator[Entry]:
+    def above(self, relation: Entry) -> Iterator[Entry]:
+        """What the relation is a partition of, and that in its turn, from the nearest on."""
         above = self.parent.get(relation.dump_id)
         while above is not None:
             yield above
@@ -304,13 +306,10 @@ class _Closure:
         if table is None or table.dump_id not in self.chosen:
             return False
         name = clone.tag.removeprefix(f"{table.tag} ")
-        above = self._ties.parent.get(table.dump_id)
-        while above is not None and above.dump_id in self.chosen:
-            tag = f"{above.tag} {name}"
+        for above in takewhile(lambda each: each.dump_id in self.chosen, self._ties.above(table)):
             triggers = (each for each in self._ties.dependents[above.dump_id] if each.desc == "TRIGGER")
-            if any(each.tag == tag and not _is_clone(each) for each in triggers):
+            if any(each.tag == f"{above.tag} {name}" and not _is_clone(each) for each in triggers):
                 return True
-            above = self._ties.parent.get(above.dump_id)
         return False
 
     def lacking(self, view: Entry) -> list[Entry]:
