@@ -151,7 +151,7 @@ def drill(
     """
     require_trusted(backup)
     try:
-        with _server_of_our_own(access, backup, job):
+        with _server_held(access, backup, job):
             found = _prove(access, catalog, clients, backup, job, progress)
     except (VerificationFailed, NotFound, RestoreFailed) as exc:
         if isinstance(exc, RestoreFailed) and not _is_the_backups_fault(exc):
@@ -160,9 +160,8 @@ def drill(
         said = {"error": failure.message, "detail": failure.detail}
         if backup.manifest.recipients:  # it may name tables
             said = {"error": "what it found is in the drill's log, for the backup is encrypted"}
-        facts_ = {**said, "server_version": access.version}
         try:
-            catalog.note(backup, "drilled", False, facts_, clock())
+            catalog.note(backup, "drilled", False, {**said, "server_version": access.version}, clock())
         except BackupdError as not_written:  # the failure matters more
             _warn_of_missing_note(backup, not_written)
         raise failure from exc
@@ -180,9 +179,9 @@ def _warn_of_missing_note(backup: Backup, exc: BackupdError) -> None:
 
 
 @contextlib.contextmanager
-def _server_of_our_own(access: postgres.Access, backup: Backup, job: Job) -> Iterator[None]:
+def _server_held(access: postgres.Access, backup: Backup, job: Job) -> Iterator[None]:
     """The server for this drill alone, without remains of others. Raises TargetRefused, VersionMismatch or Locked."""
-    archive_major = backup.manifest.server_version_num // 10000
+    archive_major = backup.manifest.server_major
     if access.major < archive_major:
         raise VersionMismatch(
             f"the drill's server is PostgreSQL {access.major}, and the backup is of {archive_major}",

@@ -295,6 +295,11 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     recovery: Recovery | None = None
 
+    @property
+    def server_major(self) -> int:
+        """The major version of the server that was backed up."""
+        return self.server_version_num // 10000
+
 
 NoteKind = Literal["verified", "drilled", "pinned", "adopted", "retired", "confirmed", "rekeyed"]
 

@@ -141,7 +141,7 @@ _DEFINING = frozenset({"TABLE", "CONSTRAINT", "FK CONSTRAINT", "CHECK CONSTRAINT
 
 def _definitions(on: Subject) -> str:
     """Upwards everything is known; 18 into 17 only what 17 knows too."""
-    source = on.backup.manifest.server_version_num // 10000
+    source = on.backup.manifest.server_major
     if source <= on.access.major:
         return f"of PostgreSQL {source}, which {on.access.major} knows"
     found = sorted(only_of_18(on.toc())) if source == 18 else []

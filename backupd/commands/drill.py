@@ -67,8 +67,7 @@ def _drill(here: Installation, found: catalog.Catalog, chosen: Backup) -> "drill
     loaded = here.settings
     if loaded.drill.url is None:  # libpq in this process reads its variables itself, and they are meant for the source
         settings.forget_libpq_variables()
-    major = chosen.manifest.server_version_num // 10000
-    with here.drill_server(major) as access, terminal.shown() as progress:
+    with here.drill_server(chosen.manifest.server_major) as access, terminal.shown() as progress:
         job = verb.Job(access.database, loaded.dump.job_count, loaded.scratch.directory, loaded.scratch.limit)
         return verb.drill(access, found, here.clients(), chosen, job, shared.now, progress)
 
