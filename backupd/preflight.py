@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from backupd import dump, facts, fetch, guard, roles, scratch, swap, target
+from backupd import dump, facts, fetch, guard, obstacles, roles, scratch, target
 from backupd.errors import AccessRefused, BackupdError, NoRoom, TargetRefused, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, try_all
 from backupd.manifest import Backup, Index
@@ -192,8 +192,8 @@ def _emptiness(on: Subject) -> str:
 
 def _live(on: Subject) -> str | Doubt:
     live = _live_name(on)
-    swap.require_live(on.session, live)
-    left = [ours.name for ours in swap.made_for(on.session, live) if ours.mark is None or ours.mark.state != "kept"]
+    obstacles.require_live(on.session, live)
+    left = [ours.name for ours in obstacles.remains(on.session, live)]
     if left:
         text = f"{live} is there, and so are remains of a restore that was cut off: {', '.join(left)}"
         return Doubt(text, f"`backupd restore --resume {live}` swaps in what had proved equal, and drops the rest.")
@@ -217,7 +217,7 @@ def _identity(on: Subject) -> str | Doubt:
 
 def _rights(on: Subject) -> str | Doubt:
     """To rename is one right, to give the restored one to the same owner another, since 16."""
-    swap.require_rights(on.session, _live_name(on))
+    obstacles.require_rights(on.session, _live_name(on))
     owner, may_give, role = on.session.row(
         "SELECT quote_ident(pg_get_userbyid(datdba)), pg_has_role(datdba, %s), quote_ident(current_user)"
         " FROM pg_database WHERE datname = %s",
@@ -235,8 +235,8 @@ def _obstacle(require: Callable[[Session, str], None], nothing: str, on: Subject
 
 
 def _sessions(on: Subject) -> str:
-    swap.require_endable(on.session, _live_name(on))
-    return f"{swap.count_sessions(on.session, _live_name(on))} now; all that there are at the swap will be ended"
+    obstacles.require_endable(on.session, _live_name(on))
+    return f"{obstacles.count_sessions(on.session, _live_name(on))} now; all that there are at the swap will be ended"
 
 
 def _live_name(on: Subject) -> str:
@@ -376,7 +376,7 @@ def _room(on: Subject) -> str:
         " THEN current_setting('data_directory') END"
     )
     local = address is None or ipaddress.ip_address(address).is_loopback
-    space = swap.tablespace(on.session, on.live) if on.live is not None else None
+    space = obstacles.tablespace(on.session, on.live) if on.live is not None else None
     free_bytes = _free_bytes(Path(folder)) if local and folder and space is None else None
     if free_bytes is None:
         return f"about {needed_bytes} bytes are needed, as in the source; what is free there cannot be asked"
@@ -398,9 +398,9 @@ _LIVE: Mapping[str, Check[Subject]] = {
     "identity": _identity,
     "rights": _rights,
     "sort order": _sort_order,
-    "prepared transactions": partial(_obstacle, swap.require_no_prepared, "none"),
-    "logical slots": partial(_obstacle, swap.require_no_slots, "none"),
-    "subscriptions": partial(_obstacle, swap.require_no_subscriptions, "none is enabled"),
+    "prepared transactions": partial(_obstacle, obstacles.require_no_prepared, "none"),
+    "logical slots": partial(_obstacle, obstacles.require_no_slots, "none"),
+    "subscriptions": partial(_obstacle, obstacles.require_no_subscriptions, "none is enabled"),
     "sessions": _sessions,
 }
 _BEFORE: Mapping[str, Check[Subject]] = {"connection": _connection, "pg_restore": _client, "definitions": _definitions}

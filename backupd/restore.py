@@ -21,6 +21,7 @@ from backupd import (
     facts,
     fetch,
     log,
+    obstacles,
     postgres,
     preflight,
     roles,
@@ -341,7 +342,7 @@ def _database(access: postgres.Access, job: Job, contract: Contract, backup_id: 
 def _beside(access: postgres.Access, job: Job, live: str, contract: Contract, backup_id: str) -> Iterator[None]:
     """The database that is to take the live one's name: in its tablespace, and marked as ready after the block."""
     with postgres.connect(access, job.maintenance) as session:
-        beside = target.Beside(live, swap.tablespace(session, live))
+        beside = target.Beside(live, obstacles.tablespace(session, live))
     with target.new_database(
         access, job.maintenance, job.database, contract.database, backup_id, keep=job.keep, beside=beside
     ):

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("of what failed", frozenset({"failure"})),
     (
         "questions to a database",
-        frozenset({"comparison", "content", "facts", "privileges", "probe", "roles", "swap", "target"}),
+        frozenset({"comparison", "content", "facts", "obstacles", "privileges", "probe", "roles", "swap", "target"}),
     ),
     ("ways to ask", frozenset({"properties", "sessions"})),
     (
@@ -85,7 +85,9 @@ EXCEPTIONS = {
     ("comparison", "facts"),
     ("drill", "restore"),  # a drill is a restore that is looked at more closely
     ("roles", "facts"),
+    ("obstacles", "facts"),
     ("swap", "facts"),
+    ("swap", "obstacles"),  # looked at once more right before
     ("swap", "target"),  # the steps that make one database like another
     ("demo", "backup"),  # the demo is the other verbs, one after the other
     ("demo", "restore"),

@@ -20,7 +20,7 @@ from fix_restore import RestoreClients, client_of, definitions, exists, restore_
 from fix_tools import Site, Wire, wait_until
 from psycopg import sql
 
-from backupd import archive, facts, marks, postgres, swap, target
+from backupd import archive, facts, marks, obstacles, postgres, swap, target
 from backupd.errors import BackupdError
 from backupd.manifest import Backup
 
@@ -264,7 +264,7 @@ def test_a_mark_in_an_archive_is_not_restored(
         like = replace(facts.properties(session, given.live), comment=comment.text())
         session.execute("CREATE DATABASE {}", [other])
         assert target.open_new(session, other, like) == []
-        assert swap.made_for(session, given.live) == []
+        assert obstacles.made_for(session, given.live) == []
     assert state(postgres17, other)[:2] == ("two\nlines", True)
 
 

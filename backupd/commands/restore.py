@@ -250,7 +250,7 @@ def undo(
     json_: shared.Json = False,
 ) -> None:
     """Swap a database that `restore --replace` replaced back under its name; the restored one is kept in its turn."""
-    from backupd import postgres, swap
+    from backupd import obstacles, postgres, swap
 
     here = shared.installation()
     maintenance = here.settings.target.database
@@ -265,7 +265,7 @@ def undo(
             return
         else:
             with postgres.connect(access, maintenance) as session:
-                kept = swap.kept(session, database)
+                kept = obstacles.kept(session, database)
     if drop:
         _refuse_to_drop(database, [(ours.name, ours.size_bytes) for ours in kept])
     if json_:
