@@ -33,6 +33,7 @@ from backupd import (
     toc,
 )
 from backupd.catalog import Catalog, Listing, new_id
+from backupd.clients import Client, compression_for, may_share_snapshot
 from backupd.errors import BackupdError, DatabaseError, LocksExhausted, ReplicaConflict, VerificationFailed
 from backupd.layout import archive_key
 from backupd.manifest import Backup, Contract, Filter, Manifest, Source, Totals, format_of
@@ -92,7 +93,7 @@ class _Run:
 
     job: Job
     access: postgres.Access
-    client: dump.Client
+    client: Client
     id: str
     started_at: datetime
     lock: postgres.Lock
@@ -103,7 +104,7 @@ class _Run:
 def take(
     access: postgres.Access,
     catalog: Catalog,
-    client: dump.Client,
+    client: Client,
     job: Job,
     clock: Callable[[], datetime],
     progress: Progress,
@@ -122,7 +123,7 @@ def take(
         if (before := _taken_before(catalog, job, clock())) is not None:
             return before
         _sweep(catalog, job, started_at)
-        if not dump.may_share_snapshot(access.standby, access.version_num):
+        if not may_share_snapshot(access.standby, access.version_num):
             job = replace(job, options=replace(job.options, jobs=1))
         earlier = predecessors.read(catalog, job.server, job.database)  # only who has the lock adds to it
         run = _Run(job, access, client, backup_id, started_at, lock, progress, earlier)
@@ -230,7 +231,7 @@ def _attempts(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[], dat
 @contextlib.contextmanager
 def _dumping(run: _Run, folder: Path) -> Iterator[tuple[dump.Dump, postgres.Session, Callable[[], None]]]:
     """A running pg_dump in an exported snapshot, a session in that snapshot, and what ends the snapshot early."""
-    shared = dump.may_share_snapshot(run.access.standby, run.access.version_num)
+    shared = may_share_snapshot(run.access.standby, run.access.version_num)
     with contextlib.ExitStack() as exported:
         session, name = exported.enter_context(postgres.snapshot(run.access, run.job.database))
         conninfo = run.access.conninfo(run.job.database)
@@ -385,7 +386,7 @@ def _manifest(
             large_objects=len(promised.large_objects),
             members=written.members,
         ),
-        compression=dump.compression_for(run.client, run.job.options.compression),
+        compression=compression_for(run.client, run.job.options.compression),
         jobs=run.job.options.jobs,
         filter=patterns.hidden() if recipients and patterns else patterns,
         recipients=recipients,

@@ -117,12 +117,12 @@ def _print_versions(wanted: bool) -> None:
     if not wanted:
         return
     from backupd import postgres
-    from backupd.doctor import describe_client
+    from backupd.clients import describe
 
     shared.say(f"backupd {__version__}")
     try:
         for client in shared.installation().clients():
-            shared.say(f"pg_dump and pg_restore {describe_client(client)}")
+            shared.say(f"pg_dump and pg_restore {describe(client)}")
     except BackupdError as exc:  # wrong settings are no reason to hide a version
         shared.say(f"pg_dump and pg_restore were not looked for: {exc.message}")
     shared.say(f"psycopg {metadata.version('psycopg')} with libpq {postgres.libpq_version()}")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from backupd import backup, dump, postgres, process, restore, throwaway, verify
 from backupd.catalog import Catalog, Listing
+from backupd.clients import Client, find_clients
 from backupd.connection import Server, child_environment
 from backupd.errors import DatabaseError, UsageError, VerificationFailed
 from backupd.layout import archive_key
@@ -78,7 +79,7 @@ class _Stage:
     say: Callable[[Shown], None]
     clock: Callable[[], datetime]
     folder: Path
-    client: dump.Client
+    client: Client
     environment: Mapping[str, str]
     access: postgres.Access
     catalog: Catalog
@@ -275,12 +276,12 @@ def _summary(chosen: Backup, restored: restore.Restored, by_hand: tuple[Count, .
 # --- the stage
 
 
-def _find_programs(environment: Mapping[str, str]) -> tuple[throwaway.ServerInstall, dump.Client]:
+def _find_programs(environment: Mapping[str, str]) -> tuple[throwaway.ServerInstall, Client]:
     """The newest server that has its clients beside it, and those. Raises UsageError where there is none."""
     for install in reversed(throwaway.find_servers(environment["PATH"])):
         folder = install.bin_directory
         if all((folder / name).is_file() for name in _PROGRAMS):
-            for client in dump.find_clients([folder], environment):
+            for client in find_clients([folder], environment):
                 if client.folder == folder:
                     return install, client
     raise UsageError(

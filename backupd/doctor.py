@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from backupd import dump, encryption, facts, notify, postgres, privileges, probe, process, scratch, signing
+from backupd.clients import SAFE_MINORS, Client, choose_for_dump, compression_for, describe, may_share_snapshot
 from backupd.errors import AccessRefused, BackupdError, Locked, UsageError, VerificationFailed, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, attempt, failure, skip, try_all
 from backupd.probe import compare_clocks, file_system, is_in_memory, store_folder
@@ -45,7 +46,7 @@ class Subject:
     databases: Callable[[postgres.Access], Sequence[str]]
     password_from: str | None
     passfile: Path
-    clients: Sequence[dump.Client]
+    clients: Sequence[Client]
     client_folders: Sequence[Path]
     options: dump.Options
     scratch: Path | None
@@ -108,13 +109,7 @@ def _clients(subject: Subject) -> str:
     if not subject.clients:
         hint = "Install postgresql-client of the server's major, or name its folder in BACKUPD_DUMP__CLIENTS."
         raise VersionMismatch("no PostgreSQL clients were found", hint=hint)
-    return "; ".join(describe_client(client) for client in subject.clients)
-
-
-def describe_client(client: dump.Client) -> str:
-    """Version and folder, and whether fixes of known vulnerabilities are missing."""
-    floor = "" if client.safe else f", below {client.major}.{dump.SAFE_MINORS[client.major]}, which closes known holes"
-    return f"{client.version} in {client.folder}{floor}"
+    return "; ".join(describe(client) for client in subject.clients)
 
 
 def _scratch(subject: Subject) -> str:
@@ -342,9 +337,9 @@ def _server_clock(on: _Server) -> str | Doubt:
 
 
 def _pg_dump(on: _Server) -> str | Doubt:
-    client = dump.choose_for_dump(on.subject.clients, on.access.major)
-    compression = dump.compression_for(client, on.subject.options.compression)
-    text = f"{describe_client(client)}, compresses with {compression}"
+    client = choose_for_dump(on.subject.clients, on.access.major)
+    compression = compression_for(client, on.subject.options.compression)
+    text = f"{describe(client)}, compresses with {compression}"
     hint = f"Install the newest postgresql-client-{on.access.major}."
     if client.major != on.access.major:
         return Doubt(f"{text}: it is newer than the server, whose own pg_restore may not read its dumps", hint)
@@ -355,9 +350,9 @@ def _standby(on: _Server) -> str | Doubt:
     access = on.access
     if not access.standby:
         return "the server is a primary"
-    if not dump.may_share_snapshot(access.standby, access.version_num):
+    if not may_share_snapshot(access.standby, access.version_num):
         text = f"parallel dumps of a standby with PostgreSQL {access.version} can corrupt, so one job is used"
-        return Doubt(text, f"Update it to {access.major}.{dump.SAFE_MINORS[access.major]} or newer.")
+        return Doubt(text, f"Update it to {access.major}.{SAFE_MINORS[access.major]} or newer.")
     feedback, delay = on.session.row(
         "SELECT current_setting('hot_standby_feedback'), current_setting('max_standby_streaming_delay')"
     )
@@ -392,7 +387,7 @@ def _missing(privilege: privileges.Privilege, on: _Database) -> str | Doubt:
 def _snapshot(on: _Database) -> str:
     """Exports a snapshot and takes it over in another session, as pg_dump does."""
     access = on.server.access
-    if not dump.may_share_snapshot(access.standby, access.version_num):
+    if not may_share_snapshot(access.standby, access.version_num):
         return "not shared on this standby"
     with (
         postgres.snapshot(access, on.name) as (_, name),

@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backupd import archive, comparison, content, dump, facts, log, postgres, restore, target, throwaway
+from backupd import archive, comparison, content, facts, log, postgres, restore, target, throwaway
 from backupd.catalog import Catalog
+from backupd.clients import Client
 from backupd.connection import Server
 from backupd.errors import (
     AccessRefused,
@@ -138,7 +139,7 @@ def own_server(archive_major: int, folder: Path | None, environment: Mapping[str
 def drill(
     access: postgres.Access,
     catalog: Catalog,
-    clients: list[dump.Client],
+    clients: list[Client],
     backup: Backup,
     job: Job,
     clock: Callable[[], datetime],
@@ -213,7 +214,7 @@ def _first_identity(backup: Backup) -> str:
 def _prove(
     access: postgres.Access,
     catalog: Catalog,
-    clients: list[dump.Client],
+    clients: list[Client],
     backup: Backup,
     job: Job,
     progress: Progress,

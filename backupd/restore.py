@@ -32,7 +32,8 @@ from backupd import (
     toc,
 )
 from backupd.catalog import Catalog
-from backupd.errors import AccessRefused, BackupdError, RestoreFailed, UsageError, VerificationFailed, VersionMismatch
+from backupd.clients import Client, choose_for_restore
+from backupd.errors import AccessRefused, BackupdError, RestoreFailed, UsageError, VerificationFailed
 from backupd.estimate import restore_seconds
 from backupd.manifest import Backup, Contract, DatabaseProperties, Manifest
 from backupd.progress import Progress
@@ -97,7 +98,7 @@ class Restored:
 
 
 def restore(
-    access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, job: Job, progress: Progress
+    access: postgres.Access, catalog: Catalog, clients: list[Client], backup: Backup, job: Job, progress: Progress
 ) -> Restored:
     """Restores and compares. Raises what stopped it; the half-made database is then dropped unless it is to be kept.
 
@@ -126,7 +127,7 @@ def restore(
 
 
 def _restore(
-    access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, job: Job, progress: Progress
+    access: postgres.Access, catalog: Catalog, clients: list[Client], backup: Backup, job: Job, progress: Progress
 ) -> Restored:
     manifest = backup.manifest
     stages = _Stages(progress, job.database)
@@ -141,7 +142,7 @@ def _restore(
         planned = _plan_roles(subject.session, job, index.contract)
     seconds, basis = restore_seconds(backup, ())
     _log.info("preflight.passed", checks=len(findings), about_seconds=seconds, by=basis)
-    client = _choose_client(clients, manifest, access)
+    client = choose_for_restore(clients, manifest, access.major)
     with scratch.open_scratch(job.scratch, manifest.id) as folder:
         with stages.timed("fetch"):
             fetch.members(catalog, backup, index, folder, progress, job.scratch_limit_bytes)
@@ -180,7 +181,7 @@ def _restore(
 
 
 def plan(
-    access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, job: Job
+    access: postgres.Access, catalog: Catalog, clients: list[Client], backup: Backup, job: Job
 ) -> tuple[preflight.Plan, list[BackupdError]]:
     """What `restore` would do and find, and what would stop it; nothing is written."""
     job = _placed(access, job)
@@ -224,32 +225,9 @@ def _reassuring(live: str) -> Iterator[None]:
         raise
 
 
-def _choose_client(clients: list[dump.Client], manifest: Manifest, access: postgres.Access) -> dump.Client:
-    capable = [client for client in clients if client.zstd or not manifest.compression.startswith("zstd")]
-    if clients and not capable:
-        raise VersionMismatch(
-            "no PostgreSQL client that was built with zstd was found, and the archive is compressed with it",
-            detail=f"Clients found: {', '.join(client.version for client in clients)}.",
-            hint="Name the folder of a pg_restore that was built with zstd in BACKUPD_DUMP__CLIENTS.",
-        )
-    # of the server's major or newer where there is one; an older pg_restore restores what its own pg_dump wrote
-    wanted = access.major if any(client.major >= access.major for client in capable) else 0
-    client = dump.choose_for_restore(capable, manifest.client_version, wanted)
-    if client.major >= 17 > access.major:
-        major = max(access.major, int(manifest.client_version.split(".")[0]))
-        client_hint = f"Install postgresql-client-{major}, or name the folder of its programs in BACKUPD_DUMP__CLIENTS."
-        raise VersionMismatch(
-            f"pg_restore {client.version} does not restore into PostgreSQL {access.major}",
-            detail=f"The archive was written by pg_dump {manifest.client_version}. From 17 on pg_restore sets"
-            " transaction_timeout, which older servers do not know.",
-            hint=client_hint if major < 17 else "Restore into PostgreSQL 17 or newer.",
-        )
-    return client
-
-
 @contextlib.contextmanager
 def _subject(
-    access: postgres.Access, catalog: Catalog, clients: list[dump.Client], backup: Backup, part: fetch.Part, job: Job
+    access: postgres.Access, catalog: Catalog, clients: list[Client], backup: Backup, part: fetch.Part, job: Job
 ) -> Iterator[preflight.Subject]:
     """What the preflight looks at, with a session in the database that it looks from."""
     with contextlib.ExitStack() as stack:
@@ -264,7 +242,7 @@ def _subject(
             session=session,
             backup=backup,
             index=part.index,
-            client=lambda: _choose_client(clients, backup.manifest, access),
+            client=lambda: choose_for_restore(clients, backup.manifest, access.major),
             toc=functools.cache(lambda: toc.read_toc(part.toc or archive.read_toc(stored, part.index))),
             database=job.database,
             create=job.create,

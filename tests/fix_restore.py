@@ -24,7 +24,8 @@ from fix_store import ACCESS_KEY, SECRET_KEY, FaultProxy, S3Server
 from fix_tools import Site, _once, access_server, wait_until
 from psycopg import sql
 
-from backupd import dump, postgres, restore
+from backupd import postgres, restore
+from backupd.clients import Client, client_in
 from backupd.connection import Server
 from backupd.manifest import Backup
 from backupd.progress import Progress
@@ -133,9 +134,9 @@ psql() {{ {psql} -X -q -v ON_ERROR_STOP=1 -d "$target" -c "$1"; }}
     return make
 
 
-def client_of(server: PostgresServer, folder: Path | None = None) -> dump.Client:
+def client_of(server: PostgresServer, folder: Path | None = None) -> Client:
     """The clients of that server, or those in `folder`."""
-    found = dump._look(folder or server.bin_directory, {"PATH": os.environ["PATH"]})
+    found = client_in(folder or server.bin_directory, {"PATH": os.environ["PATH"]})
     assert found is not None
     return found
 
@@ -146,7 +147,7 @@ def restore_to(
     name: str,
     *,
     on: PostgresServer | None = None,
-    clients: list[dump.Client] | None = None,
+    clients: list[Client] | None = None,
     progress: Progress | None = None,
     keywords: dict[str, str] | None = None,
     **job: Any,

@@ -33,6 +33,7 @@ from shop import fill_shop
 
 from backupd import archive, backup, dump, postgres, throwaway
 from backupd.catalog import Catalog
+from backupd.clients import Client, choose_for_dump, client_in
 from backupd.connection import Server, child_environment
 from backupd.encryption import Identities
 from backupd.failure import ENDING
@@ -186,7 +187,7 @@ class Site:
         """Takes a backup in process, into the site's store unless another catalog is given."""
         with self.reached() as access:
             environment = child_environment(access_server(self), None, "test")
-            client = dump.choose_for_dump(_clients(clients, self.server, environment), self.server.major)
+            client = choose_for_dump(_clients(clients, self.server, environment), self.server.major)
             job = backup.Job(LABEL, database, dump.Options(**options), self.scratch, recipients=recipients)
             shown = progress or Progress()
             return backup.take(access, catalog or self.catalog, client, job, clock, shown)
@@ -293,9 +294,9 @@ def access_server(site: Site) -> Server:
     return replace(found, environment={**found.environment, "SITE_MARK": site.mark})
 
 
-def _clients(folder: Path | None, server: PostgresServer, environment: Mapping[str, str]) -> list[dump.Client]:
+def _clients(folder: Path | None, server: PostgresServer, environment: Mapping[str, str]) -> list[Client]:
     """Only the one that is meant: looking at every client of this machine costs 0.2 s."""
-    found = dump._look(folder or server.bin_directory, environment)
+    found = client_in(folder or server.bin_directory, environment)
     assert found is not None
     return [found]
 

@@ -41,7 +41,18 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "edges",
         frozenset(
-            {"archive", "dump", "hook", "postgres", "signing", "throwaway", "store.local", "store.paced", "store.s3"}
+            {
+                "archive",
+                "clients",
+                "dump",
+                "hook",
+                "postgres",
+                "signing",
+                "throwaway",
+                "store.local",
+                "store.paced",
+                "store.s3",
+            }
         ),
     ),
     ("doors", frozenset({"encryption", "notify", "process", "scratch", "store"})),
@@ -85,6 +96,7 @@ EXCEPTIONS = {
     ("comparison", "facts"),
     ("drill", "restore"),  # a drill is a restore that is looked at more closely
     ("roles", "facts"),
+    ("dump", "clients"),
     ("obstacles", "facts"),
     ("swap", "facts"),
     ("swap", "obstacles"),  # looked at once more right before

@@ -23,6 +23,7 @@ from fix_tools import Site, Wire, small_disk
 from made_keys import made_keys, made_secret
 
 from backupd import doctor, dump, postgres, process
+from backupd.clients import Client, find_clients
 from backupd.doctor import Subject
 from backupd.encryption import Identities
 from backupd.errors import UsageError
@@ -42,8 +43,8 @@ def now() -> datetime:
 
 
 @functools.cache
-def clients_in(folder: Path) -> tuple[dump.Client, ...]:
-    return tuple(client for client in dump.find_clients([folder], {}) if client.folder == folder)
+def clients_in(folder: Path) -> tuple[Client, ...]:
+    return tuple(client for client in find_clients([folder], {}) if client.folder == folder)
 
 
 @dataclass(frozen=True)
@@ -457,7 +458,7 @@ def test_a_folder_without_pg_restore_is_named(case: Case, tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_looked_into_has_no_clients(tmp_path: Path, name: str) -> None:
     there = fake_clients(tmp_path / "clients", "17.12")
 
-    found = {each.folder for each in dump.find_clients([tmp_path / name, there], {})}
+    found = {each.folder for each in find_clients([tmp_path / name, there], {})}
 
     assert there in found
     assert tmp_path / name not in found

@@ -19,7 +19,7 @@ from shop import count_rows, fill_shop
 from test_container import PASSWORD, by_root, connect
 
 from backupd import __version__
-from backupd.dump import SAFE_MINORS
+from backupd.clients import SAFE_MINORS
 
 pytestmark = [pytest.mark.container, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

@@ -17,8 +17,8 @@ from backupd.progress import Place, places
 from backupd.selector import name_of
 
 if TYPE_CHECKING:
+    from backupd import clients, postgres
     from backupd import copy as copy_verb
-    from backupd import dump, postgres
 
 app = typer.Typer()
 
@@ -88,13 +88,13 @@ def _moment(text: str | None) -> datetime | None:
 def _take_each(run: Run, chosen: _Chosen) -> list[Backup]:
     """The backups that were taken; what failed is in the run."""
     from backupd import backup as verb
-    from backupd import dump
+    from backupd import clients
 
     here, taken = run.here, []
     settings_ = here.settings
     reached = here.source("backup", settings_.dump.max_seconds)
     with run.beginning(chosen.names), reached as access, terminal.shown() as progress:
-        client = dump.choose_for_dump(here.clients(), access.major)
+        client = clients.choose_for_dump(here.clients(), access.major)
         _warn_of_client(client, access.major)
         run.databases = here.databases(access, chosen.names)
         for database, progress.place in zip(run.databases, _places(access, run.databases), strict=True):
@@ -143,7 +143,7 @@ def _although_taken(taken: Backup, what: str, then: str = "") -> Iterator[None]:
         ) from exc
 
 
-def _warn_of_client(client: "dump.Client", server_major: int) -> None:
+def _warn_of_client(client: "clients.Client", server_major: int) -> None:
     if client.major != server_major:
         _log.warning(
             "client.newer", client=client.version, server=server_major, action="install the server's own major"
