@@ -24,6 +24,7 @@ from backupd import (
     dump,
     facts,
     hold,
+    locks,
     log,
     postgres,
     predecessors,
@@ -96,7 +97,7 @@ class _Run:
     client: Client
     id: str
     started_at: datetime
-    lock: postgres.Lock
+    lock: locks.Lock
     progress: Progress
     earlier: Listing | None
 
@@ -117,7 +118,7 @@ def take(
     started_at = clock()
     backup_id = new_id(started_at, secrets.token_hex(4))
     with (
-        postgres.lock(access, job.database, job.wait_seconds) as lock,
+        locks.hold_source(access, job.database, job.wait_seconds) as lock,
         scratch.open_scratch(job.scratch, backup_id) as folder,
     ):
         if (before := _taken_before(catalog, job, clock())) is not None:

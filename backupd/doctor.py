@@ -21,7 +21,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from backupd import dump, encryption, facts, notify, postgres, privileges, probe, process, scratch, signing
+from backupd import dump, encryption, facts, locks, notify, postgres, privileges, probe, process, scratch, signing
 from backupd.clients import SAFE_MINORS, Client, choose_for_dump, compression_for, describe, may_share_snapshot
 from backupd.errors import AccessRefused, BackupdError, Locked, UsageError, VerificationFailed, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, attempt, failure, skip, try_all
@@ -400,7 +400,7 @@ def _snapshot(on: _Database) -> str:
 
 def _lock(on: _Database) -> str | Doubt:
     try:
-        with postgres.lock(on.server.access, on.name) as lock:
+        with locks.hold_source(on.server.access, on.name) as lock:
             lock.check()
     except Locked as exc:
         hint = "Nothing is to be done where that is a backup at work; else end that session."

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backupd import archive, comparison, content, facts, log, postgres, restore, target, throwaway
+from backupd import archive, comparison, content, facts, locks, log, postgres, restore, target, throwaway
 from backupd.catalog import Catalog
 from backupd.clients import Client
 from backupd.connection import Server
@@ -41,9 +41,6 @@ from backupd.reader import require_trusted
 from backupd.selector import name_of
 
 _log = log.get_logger()
-
-LOCK_KEYS = (0x6261636B, 2)
-"""The advisory lock of a drill on its server: "back" and 2, in the maintenance database."""
 
 _PREFIX = "backupd_drill_"
 _NAMED_AT_MOST = 10
@@ -198,7 +195,7 @@ def _server_held(access: postgres.Access, backup: Backup, job: Job) -> Iterator[
             )
         if access.standby:
             raise TargetRefused(f"the drill's server is a standby: {session.place}", hint="Name a primary.")
-        if not session.row("SELECT pg_try_advisory_lock(%s, %s)", LOCK_KEYS)[0]:
+        if not locks.acquired(session, locks.DRILL):
             raise Locked(f"another drill uses the server: {session.place}", hint="Run this one when that has ended.")
         query = "SELECT datname FROM pg_database WHERE starts_with(datname, %s)"
         for (name,) in session.rows(query, [_PREFIX]):

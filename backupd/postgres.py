@@ -1,4 +1,4 @@
-"""PostgreSQL: sessions, the lock on the source, the exported snapshot. The only user of psycopg.
+"""PostgreSQL: sessions and the exported snapshot. The only user of psycopg.
 
 Hides how a server is reached (libpq's variables, our overrides, a passfile of our own because libpq ignores one that
 a group may read, as on every Secret volume), which server of several it was (everything later is pinned to it), and
@@ -24,16 +24,12 @@ from backupd.errors import (
     AccessRefused,
     BackupdError,
     DatabaseError,
-    Locked,
     LocksExhausted,
     NoRoom,
     ReplicaConflict,
     TargetRefused,
     UsageError,
 )
-
-LOCK_KEYS = (0x6261636B, 1)
-"""The advisory lock of a backup: two integers, "back" and 1; advisory locks are per database."""
 
 CONNECT_TIMEOUT_SECONDS = "15"
 
@@ -342,56 +338,6 @@ def _connect(
 
 def _place(link: "psycopg.Connection[Any]") -> str:
     return f"{link.info.host}:{link.info.port}, database {link.info.dbname}"
-
-
-@dataclass(frozen=True)
-class Lock:
-    """The advisory lock on a source, held by a session that does nothing else but look."""
-
-    session: Session
-
-    def check(self) -> None:
-        """Raises Locked where the lock is not ours any more (the session, and with it the lock, was lost)."""
-        query = (
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
-            " AND classid = %s AND objid = %s AND granted"
-        )
-        try:
-            held = self.session.row(query, LOCK_KEYS)[0]
-        except DatabaseError as exc:
-            message = "the lock on the source was lost during the run"
-            raise DatabaseError(message, detail=exc.message, hint="Run the backup again.") from exc
-        if not held:
-            raise Locked("the lock on the source was lost during the run", hint="Run the backup again.")
-
-
-@contextlib.contextmanager
-def lock(access: Access, database: str, wait_seconds: float = 0.0) -> Iterator[Lock]:
-    """Locks the source for the block. Raises Locked, naming the holder, after waiting `wait_seconds` for it."""
-    deadline = time.monotonic() + wait_seconds
-    with connect(access, database) as session:
-        while not session.row("SELECT pg_try_advisory_lock(%s, %s)", LOCK_KEYS)[0]:
-            if time.monotonic() >= deadline:
-                raise _locked(session, database)
-            time.sleep(min(1.0, max(0.05, deadline - time.monotonic())))
-        yield Lock(session)
-
-
-def _locked(session: Session, database: str) -> Locked:
-    query = (
-        "SELECT a.application_name, coalesce(host(a.client_addr), 'a local socket'), a.backend_start::text, a.pid"
-        " FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND l.granted"
-        " AND l.classid = %s AND l.objid = %s"
-        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    holders = session.rows(query, LOCK_KEYS)
-    detail = "The holder is gone again."
-    if holders:
-        name, address, since, pid = holders[0]
-        detail = f"The holder is {name or 'unnamed'} from {address}, connected since {since}, server process {pid}."
-    return Locked(
-        f"another backup of database {database} is running", detail=detail, hint="Give --wait SECONDS to wait for it."
-    )
 
 
 @contextlib.contextmanager

@@ -13,13 +13,12 @@ keeps all of its own, and so is what it was when `undo` brings it back.
 import contextlib
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
 
-from backupd import facts, log, marks, obstacles, properties, target, threads
+from backupd import facts, locks, log, marks, obstacles, properties, target, threads
 from backupd.errors import (
     AccessRefused,
     BackupdError,
@@ -33,9 +32,6 @@ from backupd.postgres import Access, Session, connect
 
 TRIES = 3
 """How often the renaming is tried, 5 s each, where sessions stay although they were told to end."""
-
-_LOCK_KEY = 0x73776170
-"""The first half of the advisory lock of a replacement: "swap"; the other half is made of the live name."""
 
 _GOING_SECONDS = 2.0  # a server needs a moment to see that a killed run is gone
 _WAIT_HINT = "Wait for its end; `SELECT * FROM pg_stat_activity` shows where it comes from."
@@ -75,13 +71,9 @@ def _now(session: Session) -> datetime:
 @contextlib.contextmanager
 def hold(access: Access, maintenance: str, live: str) -> Iterator[None]:
     """Holds the live name for the block, by an advisory lock that dies with us. Raises Locked where somebody has it."""
-    keys = (_LOCK_KEY, zlib.crc32(live.encode()) - (1 << 31))
     with connect(access, maintenance) as session:
-        deadline = time.monotonic() + _GOING_SECONDS
-        while not session.row("SELECT pg_try_advisory_lock(%s, %s)", keys)[0]:
-            if time.monotonic() > deadline:
-                raise Locked(f"another run of backupd restores or swaps database {live}", hint=_WAIT_HINT)
-            time.sleep(0.1)
+        if not locks.acquired(session, locks.of_swap(live), _GOING_SECONDS):
+            raise Locked(f"another run of backupd restores or swaps database {live}", hint=_WAIT_HINT)
         yield
 
 

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "questions to a database",
         frozenset({"comparison", "content", "facts", "obstacles", "privileges", "probe", "roles", "swap", "target"}),
     ),
-    ("ways to ask", frozenset({"properties", "sessions"})),
+    ("ways to ask", frozenset({"locks", "properties", "sessions"})),
     (
         "edges",
         frozenset(

@@ -22,7 +22,7 @@ from fix_store import SECRET_KEY, FaultProxy, S3Server
 from fix_tools import Site, Wire, small_disk
 from made_keys import made_keys, made_secret
 
-from backupd import doctor, dump, postgres, process
+from backupd import doctor, dump, locks, postgres, process
 from backupd.clients import Client, find_clients
 from backupd.doctor import Subject
 from backupd.encryption import Identities
@@ -645,7 +645,7 @@ def test_what_a_filter_may_leave_out_is_a_doubt(case: Case) -> None:
 
 def test_a_lock_that_another_session_holds_is_told_with_its_holder(case: Case) -> None:
     with case.server.connect(case.database, application_name="backupd of another pod") as connection:
-        connection.execute("SELECT pg_advisory_lock(%s, %s)", postgres.LOCK_KEYS)
+        connection.execute("SELECT pg_advisory_lock(%s, %s)", locks.SOURCE)
         found = case.examine(store_url=None)
         pid = connection.info.backend_pid
 

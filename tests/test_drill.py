@@ -18,7 +18,7 @@ from fix_tools import Site, access_server, wait_until
 from made_backups import made_backup, made_manifest, made_note
 from psycopg import sql
 
-from backupd import drill, postgres, retention
+from backupd import drill, locks, postgres, retention
 from backupd.errors import (
     Locked,
     RestoreFailed,
@@ -320,7 +320,7 @@ def test_an_older_server_is_refused_since_its_failure_would_prove_nothing(
 def test_one_drill_at_a_time_uses_a_server(postgres17: PostgresServer, other: PostgresServer, stocked: Stocked) -> None:
     here, backup = stocked(postgres17)
     with other.connect() as connection:
-        connection.execute("SELECT pg_advisory_lock(%s, %s)", drill.LOCK_KEYS)
+        connection.execute("SELECT pg_advisory_lock(%s, %s)", locks.DRILL)
         with pytest.raises(Locked, match="another drill uses the server"):
             drill_on(here, backup, other)
 
