@@ -30,6 +30,7 @@ from backupd import (
     predecessors,
     readme,
     scratch,
+    sqlstate,
     threads,
     toc,
 )
@@ -182,7 +183,7 @@ def _despite_replay(run: _Run, catalog: Catalog, folder: Path, clock: Callable[[
     raise ReplicaConflict(
         f"the standby cancelled the dump of database {run.job.database} {CONFLICT_ATTEMPTS} times",
         detail=conflict.detail or conflict.message,
-        hint=dump.REPLICA_HINT,
+        hint=sqlstate.REPLICA_HINT,
     ) from conflict
 
 

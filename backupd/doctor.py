@@ -21,7 +21,20 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from backupd import dump, encryption, facts, locks, notify, postgres, privileges, probe, process, scratch, signing
+from backupd import (
+    dump,
+    encryption,
+    facts,
+    locks,
+    notify,
+    postgres,
+    privileges,
+    probe,
+    process,
+    scratch,
+    signing,
+    sqlstate,
+)
 from backupd.clients import SAFE_MINORS, Client, choose_for_dump, compression_for, describe, may_share_snapshot
 from backupd.errors import AccessRefused, BackupdError, Locked, UsageError, VerificationFailed, VersionMismatch
 from backupd.finding import Check, Doubt, Finding, attempt, failure, skip, try_all
@@ -358,7 +371,7 @@ def _standby(on: _Server) -> str | Doubt:
     )
     text = f"hot_standby_feedback is {feedback}, max_standby_streaming_delay {delay}"
     if feedback == "off" and delay != "-1":
-        return Doubt(f"{text}: replay may cancel a long dump", dump.REPLICA_HINT)
+        return Doubt(f"{text}: replay may cancel a long dump", sqlstate.REPLICA_HINT)
     return text
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backupd import log, process, scratch, signals, toc
+from backupd import log, process, scratch, signals, sqlstate, toc
 from backupd.clients import Client, compression_for
 from backupd.errors import (
     AccessRefused,
@@ -36,7 +36,6 @@ _log = log.get_logger()
 
 _LOOK_MILLISECONDS = 50
 _DYING_SECONDS = 5.0  # a leader notices at once that a worker died, and ends the others
-REPLICA_HINT = "Set hot_standby_feedback = on, or raise max_standby_streaming_delay, on the standby."
 
 
 @dataclass(frozen=True)
@@ -207,9 +206,9 @@ _SAID: Sequence[tuple[str, type[BackupdError], str | None]] = (
         LocksExhausted,
         "Raise max_locks_per_transaction on the server; `backupd doctor` says to what.",
     ),
-    ("max_standby_streaming_delay", ReplicaConflict, REPLICA_HINT),
-    ("conflict with recovery", ReplicaConflict, REPLICA_HINT),
-    ("hot_standby_feedback", ReplicaConflict, REPLICA_HINT),
+    ("max_standby_streaming_delay", ReplicaConflict, sqlstate.REPLICA_HINT),
+    ("conflict with recovery", ReplicaConflict, sqlstate.REPLICA_HINT),
+    ("hot_standby_feedback", ReplicaConflict, sqlstate.REPLICA_HINT),
     ("permission denied", AccessRefused, "`backupd doctor` lists the tables and sequences that may not be read."),
     ("row-level security", AccessRefused, "Give the role BYPASSRLS: a dump without it would lack rows."),
     ("must be owner", AccessRefused, None),

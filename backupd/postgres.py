@@ -19,15 +19,10 @@ import psycopg
 from psycopg import conninfo, sql
 from psycopg.abc import RV, PQGen
 
-from backupd import connection, scratch
+from backupd import connection, scratch, sqlstate
 from backupd.errors import (
-    AccessRefused,
     BackupdError,
     DatabaseError,
-    LocksExhausted,
-    NoRoom,
-    ReplicaConflict,
-    TargetRefused,
     UsageError,
 )
 
@@ -356,40 +351,6 @@ def _write_passfile(folder: Path, text: str) -> Path:
     return path
 
 
-_CLASSES: Mapping[str, type[BackupdError]] = {
-    "28": AccessRefused,  # invalid authorization
-    "42501": AccessRefused,  # insufficient privilege
-    "3D000": UsageError,  # no such database
-    "55006": TargetRefused,  # a database to rename or drop has sessions
-    "53100": NoRoom,  # disk full
-    "53200": LocksExhausted,  # "out of shared memory", and seldom of all memory
-    "40001": ReplicaConflict,  # on a standby: a recovery conflict
-}
-
-# libpq gives no SQLSTATE for a connection that was refused, only the server's words (untranslated on most servers)
-_CONNECT_WORDS: Sequence[tuple[str, type[BackupdError]]] = (
-    ("too many connections for ", DatabaseError),  # of a database or a role: it passes
-    ("max_locks_per_transaction", LocksExhausted),  # in the server's hint, and a name, so never translated
-    ("password authentication failed", AccessRefused),
-    ("no password supplied", AccessRefused),
-    ("no pg_hba.conf entry", AccessRefused),
-    ("pg_hba.conf rejects", AccessRefused),
-    ("authentication failed", AccessRefused),
-    ("certificate", AccessRefused),
-    ('role "', AccessRefused),
-    ("permission denied for database", AccessRefused),
-    ('database "', UsageError),
-)
-
-_HINTS: Mapping[type[BackupdError], str] = {
-    AccessRefused: "`backupd doctor` tries every permission that is needed, and says which is missing.",
-    UsageError: "Check BACKUPD_SOURCE__DATABASES; `psql -l` lists the server's databases.",
-    ReplicaConflict: "Set hot_standby_feedback = on or raise max_standby_streaming_delay on the standby.",
-    LocksExhausted: "Raise max_locks_per_transaction on the server, or run with BACKUPD_DUMP__JOBS=1.",
-    DatabaseError: "`backupd doctor` tries the connection step by step.",
-}
-
-
 @contextlib.contextmanager
 def _translated(place: str) -> Iterator[None]:
     try:
@@ -401,12 +362,5 @@ def _translated(place: str) -> Iterator[None]:
 
 
 def _translate(exc: psycopg.Error, place: str) -> BackupdError:
-    state = exc.sqlstate or ""
     text = (exc.diag.message_primary or str(exc).strip()).replace("\n", " ")
-    found = _CLASSES.get(state) or _CLASSES.get(state[:2])
-    if found is None and not state:
-        found = next((kind for words, kind in _CONNECT_WORDS if words in text), None)
-    kind = found or DatabaseError
-    detail = " ".join(part for part in (exc.diag.message_detail, f"SQLSTATE {state}." if state else None) if part)
-    hint = _HINTS.get(kind)
-    return kind(f"{place}: {text}", detail=detail or None, hint=hint)
+    return sqlstate.error(exc.sqlstate or "", text, exc.diag.message_detail, place)

@@ -79,6 +79,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "sections",
                 "selection",
                 "selector",
+                "sqlstate",
                 "store.answers",
                 "table_pattern",
                 "toc",
