@@ -272,7 +272,7 @@ def drop(access: Access, maintenance: str, name: str) -> bool:
             failure = exc.message
         else:
             return True
-    action = _DROP_SUBSCRIBED_BY_HAND if subscribed else "drop the database by hand; it is closed"
+    action = _DROP_SUBSCRIBED_BY_HAND if subscribed else "drop the database by hand"
     _log.error("target.left", database=name, message=failure, action=action)
     return False
 
