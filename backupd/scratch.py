@@ -4,6 +4,7 @@ One place knows that ENOSPC is NoRoom (17) with a setting that helps, and that r
 disk that fills at 03:00 after an hour of work is the failure that a check of a microsecond prevents.
 """
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -20,6 +21,8 @@ _PREFIX = ".backupd-scratch-"  # so particular that nothing else is swept
 HINT = "Point BACKUPD_SCRATCH__DIRECTORY at a folder with more room."
 LIMIT_HINT = "Raise BACKUPD_SCRATCH__LIMIT, in Kubernetes together with the volume's size."
 
+_open: set[Path] = set()
+
 
 @contextlib.contextmanager
 @signals.whole
@@ -27,11 +30,20 @@ def open_scratch(parent: Path | None, name: str) -> Iterator[Path]:
     """A new folder (0700) in `parent`, or the system's temporary folder; gone with all it holds after the block."""
     with errors(parent or Path("TMPDIR")):  # the system may have no usable temporary folder, which then has no name
         folder, mark = _made(parent or Path(tempfile.gettempdir()), name)
+    _open.add(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _open.discard(folder)
         os.close(mark)
+
+
+@atexit.register
+def _remove_open() -> None:
+    """Removes what a daemon thread had open as the process ended: its block never does, and there may be a passfile."""
+    for folder in tuple(_open):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _made(where: Path, name: str) -> tuple[Path, int]:

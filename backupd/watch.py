@@ -48,6 +48,7 @@ class Watch(Generic[_Answer]):
         self._seen: Seen[_Answer] = Seen()
         self._asked_at: float | None = None
         self._soon = threading.Event()
+        self._ended = False
         # A daemon, since nobody could end it while a store hangs.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -69,8 +70,15 @@ class Watch(Generic[_Answer]):
         """Asks again without waiting for the interval: something has just changed."""
         self._soon.set()
 
+    def end(self, wait_seconds: float) -> None:
+        """Asks no more, and waits so long for the answer that is due, so that its block can give back what it holds."""
+        self._ended = True
+        self._soon.set()
+        if self._thread.is_alive():
+            self._thread.join(wait_seconds)
+
     def _run(self) -> None:
-        while True:
+        while not self._ended:
             self._soon.clear()
             self._asked_at = time.monotonic()
             self._look()

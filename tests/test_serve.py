@@ -494,6 +494,44 @@ def started(here: Site, *arguments: str, **settings: str) -> tuple[Running, int]
     return running, port
 
 
+def test_a_watch_that_is_ended_waits_for_the_answer_that_is_due_and_asks_no_more() -> None:
+    asked, answered = threading.Event(), list[int]()
+
+    def ask() -> int:
+        asked.set()
+        time.sleep(0.3)
+        answered.append(len(answered))
+        return answered[-1]
+
+    watch = Watch("store", ask, lambda: NOW, 0.001)
+    watch.end(0)  # one that was never started has nothing to wait for
+    watch = Watch("store", ask, lambda: NOW, 0.001)
+    watch.start()
+    assert asked.wait(10)
+    watch.end(10)
+
+    before = list(answered)
+    assert before
+    time.sleep(0.5)
+    assert answered == before
+
+
+@pytest.mark.slow
+def test_a_daemon_that_is_stopped_while_its_source_hangs_leaves_no_password(
+    site: Callable[..., Site], postgres17: PostgresServer
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        port = str(hanging.getsockname()[1])
+        here = site(postgres17, BACKUPD_SOURCE__PORT=port, BACKUPD_SOURCE__DATABASES="app")
+        running, _ = started(here)
+        wait_until(lambda: [*here.temporary.rglob("pgpass")], "the source is not asked")
+        running.send(signal.SIGTERM)
+        ended = running.end()
+
+    assert ended.code == 0, ended.stderr
+    assert [*here.temporary.iterdir()] == []
+
+
 @pytest.mark.slow
 def test_the_daemon_takes_the_backup_that_is_due_shows_it_and_ends_with_0(
     site: Callable[..., Site], postgres17: PostgresServer, database: DatabaseFactory

@@ -24,6 +24,7 @@ app = typer.Typer()
 LOOK_SECONDS = 1.0
 """How often the clock is looked at: it may jump, so that sleeping until something is due would be wrong."""
 
+_END_SECONDS = 2.0  # for each watch: a process that is told to end has 25 in all
 _OUTLINES = 200  # of the newest backups; others' pages do without
 _OUTLINES_AT_ONCE = 20
 _log = log.get_logger()
@@ -55,6 +56,8 @@ def serve(
                 served.run()
     except Interrupted as exc:
         signals.ignore()
+        for each in served.watches:
+            each.end(_END_SECONDS)
         _log.info("serve.stopped", reason=str(exc))
 
 
